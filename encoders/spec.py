@@ -1,0 +1,141 @@
+"""What an encoder is, as declared in `feature_repo/catalog.py` and as every component reads it from the registry.
+
+Free of torch: the look-up path imports this module.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+Modality = Literal["image", "text"]
+
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # no double underscore: it separates name and version
+VERSION = re.compile(r"v[0-9]+")
+SEEDED = re.compile(r"seeded:[0-9]+")
+MAX_DIM = 8192  # Cassandra's limit for a vector column
+TAG_PREFIX = "embark."
+
+
+class SpecError(ValueError):
+    """An encoder's declaration is wrong; the message names the field and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSpec:
+    """One version of one encoder: a pure function from an image's URL or a text to `dim` float32 values.
+
+    Attributes:
+        name: lower-case words joined by single underscores, `inception_v3`.
+        version: `v1`, `v2`, …; weights and preprocessing of a version never change.
+        modality: `image` (the key is a URL) or `text` (the key is the text).
+        dim: length of the embedding, 1 to 8192.
+        network: `torchvision:<model>` or `text_lstm`.
+        weights: for torchvision `DEFAULT`, the name of one of the model's weights, or `seeded:<n>`: reproducible random
+            weights; or the path of a state dict.
+        fallback_weights: what `apply` pins instead, aloud, where `weights` cannot be had; empty: it fails.
+        preprocessing: `default` (what the weights were trained with) or, for text, `tokens:<most>`.
+        dtype: in which the network computes, `float32` or `bfloat16`; embeddings are always float32.
+        drop_query_params: URL parameters that do not name the image (signatures), dropped from the key.
+        pinned: what `weights` stood for when this version was first applied, with a digest of the file
+            (`Inception_V3_Weights.IMAGENET1K_V1#0cc3c7bd`); empty before `apply`. Never written by hand.
+
+    Raises:
+        SpecError: a field has a value that is not allowed.
+    """
+
+    name: str
+    version: str
+    modality: Modality
+    dim: int
+    network: str
+    weights: str = "DEFAULT"
+    fallback_weights: str = ""
+    preprocessing: str = "default"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    drop_query_params: tuple[str, ...] = ()
+    pinned: str = ""
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, allowed: str) -> None:
+            if not holds:
+                raise SpecError(f"encoder {self.name!r}: {field}={getattr(self, field)!r} is not allowed: {allowed}")
+
+        require(NAME.fullmatch(self.name) is not None, "name", "lower-case words joined by single underscores")
+        require(VERSION.fullmatch(self.version) is not None, "version", "v1, v2, …")
+        require(self.modality in ("image", "text"), "modality", "image or text")
+        require(type(self.dim) is int and 1 <= self.dim <= MAX_DIM, "dim", f"a whole number from 1 to {MAX_DIM}")
+        require(
+            self.network.startswith("torchvision:") if self.modality == "image" else self.network == "text_lstm",
+            "network",
+            "torchvision:<model> for images, text_lstm for texts",
+        )
+        require(bool(self.weights), "weights", "DEFAULT, the name of torchvision weights, a path, or seeded:<n>")
+        require(
+            not self.fallback_weights or SEEDED.fullmatch(self.fallback_weights) is not None,
+            "fallback_weights",
+            "seeded:<n>",
+        )
+        require(
+            self.preprocessing == "default"
+            or (self.modality == "text" and re.fullmatch(r"tokens:[1-9][0-9]{0,3}", self.preprocessing) is not None),
+            "preprocessing",
+            "default, or tokens:<most> for texts",
+        )
+        require(self.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
+
+    @property
+    def view(self) -> str:
+        """Name of the Feast feature view, `inception_v3__v1`."""
+        return f"{self.name}__{self.version}"
+
+    @property
+    def join_key(self) -> str:
+        """Feast join key: the column that holds the input."""
+        return "image_url" if self.modality == "image" else "text"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the pinned weights were learned; seeded ones are random and every output says so."""
+        return SEEDED.fullmatch(self.pinned) is None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over all that an embedding depends on: network, pinned weights, preprocessing, dim, dtype.
+
+        Raises:
+            SpecError: the weights are not pinned: the encoder has not been applied.
+        """
+        if not self.pinned:
+            raise SpecError(f"encoder {self.view!r} has no pinned weights: run `feast apply`")
+        parts = [self.network, self.pinned, self.preprocessing, str(self.dim), self.dtype]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def pin(self, pinned: str) -> Self:
+        """This spec with the identity of its weights written down."""
+        return replace(self, pinned=pinned)
+
+    def declares_the_same_as(self, other: "EncoderSpec") -> bool:
+        """Whether the owner wrote the same: all but what `apply` resolved, and what no embedding depends on."""
+        neutral = {"pinned": "", "fallback_weights": "", "drop_query_params": ()}
+        return replace(self, **neutral) == replace(other, **neutral)
+
+    def to_tags(self) -> dict[str, str]:
+        """The declaration as tags of the feature view: how it travels through the registry."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            TAG_PREFIX + "encoder": json.dumps(values, sort_keys=True),
+            TAG_PREFIX + "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
+        """The spec in a feature view's tags; None for a view that is not an encoder's."""
+        declared = tags.get(TAG_PREFIX + "encoder")
+        if declared is None:
+            return None
+        values = json.loads(declared)
+        values["drop_query_params"] = tuple(values["drop_query_params"])
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""The Feast repo: encoders declared in `catalog.py` become feature views, and what every component reads from them."""

@@ -1,0 +1,63 @@
+"""What a look-up answers, and the two things that serving and training must compute alike: ids and the OOV default."""
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.spec import EncoderSpec
+
+OOV_KEY = "\0oov"  # no canonical key holds a NUL: no input can have it
+
+
+class Status(IntEnum):
+    """What is known of a key. The values are those of `serving/embark.proto`."""
+
+    HIT = 1
+    OOV = 2
+    FAILED = 3
+    UNAVAILABLE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embeddings:
+    """The answer for N keys of one view, in their order."""
+
+    vectors: NDArray[np.float32]  # (N, dim); the view's OOV embedding where status is not HIT
+    status: NDArray[np.uint8]  # (N,) of Status
+    embedding_id: NDArray[np.int64]  # (N,) names the very vector: log it with the impression
+    event_time: NDArray[np.int64]  # (N,) microseconds since 1970; 0 where status is not HIT
+    failures: dict[int, str]  # position of a FAILED key → why
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+
+def embedding_id(view: str, key: str, event_time: int, vector: NDArray[np.float32]) -> int:
+    """63-bit name of one vector: a hash of view, key, event time (µs) and the vector's bytes (decision 10)."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in (view, key):
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(4, "little") + encoded)
+    digest.update(event_time.to_bytes(8, "little", signed=True))
+    digest.update(np.ascontiguousarray(vector, dtype="<f4").tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def oov_vector(spec: EncoderSpec) -> NDArray[np.float32]:
+    """What stands in for an embedding that is not there, (dim,) float32: zeros."""
+    return np.zeros(spec.dim, dtype=np.float32)
+
+
+def all_missing(spec: EncoderSpec, count: int, status: Status) -> Embeddings:
+    """`count` OOV embeddings under one status."""
+    oov = oov_vector(spec)
+    return Embeddings(
+        vectors=np.tile(oov, (count, 1)),
+        status=np.full(count, status, dtype=np.uint8),
+        embedding_id=np.full(count, embedding_id(spec.view, OOV_KEY, 0, oov), dtype=np.int64),
+        event_time=np.zeros(count, dtype=np.int64),
+        failures={},
+    )

@@ -1,0 +1,83 @@
+"""Marks of keys that are known not to be embeddable, beside the online rows that they must never replace.
+
+One small Cassandra table a project, a row a view and key, each with its own time to live: a mark that has run out is as
+if it had never been, and the key is asked for again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cassandra.concurrent import execute_concurrent_with_args
+
+MARK_SECONDS = 24 * 3600  # a permanent failure is tried again a day later: pictures get repaired
+CONCURRENCY = 64
+
+
+class FailureMarks(Protocol):
+    """Reads and writes failure marks; every method may raise what the store behind it raises."""
+
+    def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
+        """Marks keys as failed, key → "reason: detail", for `seconds`."""
+        ...
+
+    def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
+        """Those of `keys` that are marked, with why."""
+        ...
+
+    def clear(self, view: str, keys: Sequence[str]) -> None:
+        """Removes marks: the keys are asked for again."""
+        ...
+
+
+class CassandraFailureMarks:
+    """Failure marks in the keyspace of the online store.
+
+    Args:
+        session: a connected Cassandra session.
+        keyspace, project: where the table `<project>_failures` stands; it is created if missing.
+    """
+
+    def __init__(self, session: Any, keyspace: str, project: str) -> None:
+        self._session = session
+        table = f'"{keyspace}"."{project}_failures"'
+        session.execute(
+            f"CREATE TABLE IF NOT EXISTS {table} (view text, key text, why text, PRIMARY KEY ((view, key)))"
+            " WITH gc_grace_seconds = 86400"
+        )
+        self._insert = session.prepare(f"INSERT INTO {table} (view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
+        self._select = session.prepare(f"SELECT key, why FROM {table} WHERE view = ? AND key = ?")  # noqa: S608
+        self._delete = session.prepare(f"DELETE FROM {table} WHERE view = ? AND key = ?")  # noqa: S608
+
+    def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
+        self._execute(self._insert, [(view, key, why, seconds) for key, why in failures.items()])
+
+    def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
+        results = self._execute(self._select, [(view, key) for key in keys])
+        return {row.key: row.why for result in results for row in result}
+
+    def clear(self, view: str, keys: Sequence[str]) -> None:
+        self._execute(self._delete, [(view, key) for key in keys])
+
+    def _execute(self, statement: Any, rows: list[tuple[Any, ...]]) -> list[Any]:
+        if not rows:
+            return []
+        results = execute_concurrent_with_args(self._session, statement, rows, concurrency=CONCURRENCY)
+        return [result for _, result in results]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFailureMarks:
+    """Failure marks in memory, which never run out: for tests without a server."""
+
+    marks: dict[tuple[str, str], str]
+
+    def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
+        self.marks.update({(view, key): why for key, why in failures.items()})
+
+    def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
+        return {key: self.marks[view, key] for key in keys if (view, key) in self.marks}
+
+    def clear(self, view: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.marks.pop((view, key), None)

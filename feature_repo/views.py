@@ -1,0 +1,142 @@
+"""Feast objects derived from encoder declarations, and the declarations read back from the registry."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, KafkaSource, PushSource
+from feast.data_format import JsonFormat, ParquetFormat
+from feast.errors import FeastObjectNotFoundException
+from feast.types import Array, Float32, Int64, String
+from feast.value_type import ValueType
+
+from encoders.spec import EncoderSpec, SpecError
+from encoders.weights import pin_weights
+
+REQUEST_SOURCE = "embed_requests"  # data source in the registry: where embeddings are asked for
+REQUEST_TOPIC = "embark.requests"
+REQUEST_FIELDS = {
+    "view": "string",
+    "key": "string",
+    "requested_at": "timestamp",
+    "attempt": "int",
+    "priority": "string",
+}
+
+EMBEDDING = "embedding"
+EMBEDDING_ID = "embedding_id"
+CONTENT_HASH = "content_hash"
+EVENT_TIME = "event_timestamp"
+CREATED_TIME = "created_timestamp"
+
+JOIN_KEYS = {"image": "image_url", "text": "text"}
+
+
+def push_source_name(view: str) -> str:
+    return f"{view}__push"
+
+
+def feast_objects(
+    encoders: Sequence[EncoderSpec], services: Mapping[str, Sequence[str]], *, kafka: str, repo: Path
+) -> dict[str, Any]:
+    """Everything that `feast apply` is to register, by name: assign it to the globals of a definitions module.
+
+    Args:
+        encoders: the declarations; each becomes a push source and a feature view.
+        services: name of a feature service → names of the views that a model uses together.
+        kafka: bootstrap servers of the request topic, `host:port[,host:port]`.
+        repo: the folder of `feature_store.yaml`; history lies in `data/history` below it.
+
+    Raises:
+        SpecError: two encoders of one name and version, an unknown view in a service, weights that cannot be had, or a
+            declaration that differs from the one registered under the same version.
+    """
+    registered = _registered_before(repo)
+    entities = {m: Entity(name=m, join_keys=[k], value_type=ValueType.STRING) for m, k in JOIN_KEYS.items()}
+    views: dict[str, FeatureView] = {}
+    for declared in encoders:
+        if declared.view in views:
+            raise SpecError(f"encoder {declared.view!r} is declared twice")
+        spec = _pinned(declared, registered.get(declared.view))
+        views[spec.view] = _feature_view(spec, entities[spec.modality], repo)
+    feature_services: dict[str, FeatureService] = {}
+    for name, members in services.items():
+        unknown = sorted(set(members) - set(views))
+        if unknown:
+            raise SpecError(f"service {name!r} names {', '.join(unknown)}; declared are {', '.join(views) or 'none'}")
+        feature_services[name] = FeatureService(
+            name=name, features=[views[m][[EMBEDDING, EMBEDDING_ID]] for m in members]
+        )
+    requests = KafkaSource(
+        name=REQUEST_SOURCE,
+        kafka_bootstrap_servers=kafka,
+        topic=REQUEST_TOPIC,
+        timestamp_field="requested_at",
+        message_format=JsonFormat(schema_json=json.dumps(REQUEST_FIELDS)),
+        description="Look-ups that missed: what KFC embeds",
+    )
+    objects = {**entities, **views, **feature_services, REQUEST_SOURCE: requests}
+    return {f"embark_{name}": each for name, each in objects.items()}  # never shadows a module's own names
+
+
+def encoder_specs(store: FeatureStore, *, allow_cache: bool = True) -> dict[str, EncoderSpec]:
+    """The registered encoders by view name, in order of name."""
+    specs = (EncoderSpec.from_tags(v.tags) for v in store.list_feature_views(allow_cache=allow_cache))
+    return {s.view: s for s in sorted((s for s in specs if s is not None), key=lambda s: s.view)}
+
+
+def request_topic(store: FeatureStore) -> tuple[str, str]:
+    """Bootstrap servers and topic under which embeddings are asked for, as registered.
+
+    Raises:
+        FeastObjectNotFoundException: nothing has been applied yet.
+    """
+    options = store.get_data_source(REQUEST_SOURCE).kafka_options
+    return options.kafka_bootstrap_servers, options.topic
+
+
+def _pinned(declared: EncoderSpec, before: EncoderSpec | None) -> EncoderSpec:
+    if before is None:
+        return pin_weights(declared, lambda line: print(f"embark: {line}"))
+    if not declared.declares_the_same_as(before):
+        raise SpecError(
+            f"encoder {declared.view!r} is registered with another declaration (fingerprint {before.fingerprint}): "
+            f"its embeddings would no longer be comparable. Declare version v{int(declared.version[1:]) + 1} beside it."
+        )
+    # What a version stands for was settled when it was first applied: a later download must not change it.
+    return declared.pin(before.pinned)
+
+
+def _feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
+    history = FileSource(
+        name=f"{spec.view}__history",
+        path=str(repo.resolve() / "data" / "history" / spec.view),  # absolute: duckdb resolves against the cwd
+        file_format=ParquetFormat(),
+        timestamp_field=EVENT_TIME,
+        created_timestamp_column=CREATED_TIME,
+    )
+    return FeatureView(
+        name=spec.view,
+        entities=[entity],
+        schema=[
+            Field(name=spec.join_key, dtype=String),
+            Field(name=EMBEDDING, dtype=Array(Float32)),
+            Field(name=EMBEDDING_ID, dtype=Int64),
+            Field(name=CONTENT_HASH, dtype=String),
+        ],
+        source=PushSource(name=push_source_name(spec.view), batch_source=history),
+        ttl=timedelta(0),  # never by event time: age is counted from the created time (decision 3)
+        online=True,
+        tags=spec.to_tags(),
+        description=f"{spec.network}, {spec.pinned}",
+    )
+
+
+def _registered_before(repo: Path) -> dict[str, EncoderSpec]:
+    store = FeatureStore(repo_path=str(repo))
+    try:
+        return encoder_specs(store, allow_cache=False)
+    except (FileNotFoundError, FeastObjectNotFoundException):
+        return {}

@@ -1,0 +1,1 @@
+"""KFC: the Kafka consumer group that turns requests into archived embeddings. Free of torch."""
