@@ -1,0 +1,1 @@
+"""Composition root: command line, settings, local servers, the demo. Nothing imports it but tests."""

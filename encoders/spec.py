@@ -119,8 +119,11 @@ class EncoderSpec:
 
     def declares_the_same_as(self, other: "EncoderSpec") -> bool:
         """Whether the owner wrote the same: all but what `apply` resolved, and what no embedding depends on."""
-        neutral = {"pinned": "", "fallback_weights": "", "drop_query_params": ()}
-        return replace(self, **neutral) == replace(other, **neutral)
+
+        def essence(spec: EncoderSpec) -> EncoderSpec:
+            return replace(spec, pinned="", fallback_weights="", drop_query_params=())
+
+        return essence(self) == essence(other)
 
     def to_tags(self) -> dict[str, str]:
         """The declaration as tags of the feature view: how it travels through the registry."""

@@ -16,7 +16,6 @@ from encoders.spec import EncoderSpec, SpecError
 from encoders.weights import pin_weights
 
 REQUEST_SOURCE = "embed_requests"  # data source in the registry: where embeddings are asked for
-REQUEST_TOPIC = "embark.requests"
 REQUEST_FIELDS = {
     "view": "string",
     "key": "string",
@@ -53,14 +52,15 @@ def feast_objects(
         SpecError: two encoders of one name and version, an unknown view in a service, weights that cannot be had, or a
             declaration that differs from the one registered under the same version.
     """
-    registered = _registered_before(repo)
+    store = FeatureStore(repo_path=str(repo))
+    registered = _registered_before(store)
     entities = {m: Entity(name=m, join_keys=[k], value_type=ValueType.STRING) for m, k in JOIN_KEYS.items()}
     views: dict[str, FeatureView] = {}
     for declared in encoders:
         if declared.view in views:
             raise SpecError(f"encoder {declared.view!r} is declared twice")
         spec = _pinned(declared, registered.get(declared.view))
-        views[spec.view] = _feature_view(spec, entities[spec.modality], repo)
+        views[spec.view] = feature_view(spec, entities[spec.modality], repo)
     feature_services: dict[str, FeatureService] = {}
     for name, members in services.items():
         unknown = sorted(set(members) - set(views))
@@ -72,7 +72,7 @@ def feast_objects(
     requests = KafkaSource(
         name=REQUEST_SOURCE,
         kafka_bootstrap_servers=kafka,
-        topic=REQUEST_TOPIC,
+        topic=f"{store.project}.requests",  # projects may share a cluster
         timestamp_field="requested_at",
         message_format=JsonFormat(schema_json=json.dumps(REQUEST_FIELDS)),
         description="Look-ups that missed: what KFC embeds",
@@ -109,7 +109,8 @@ def _pinned(declared: EncoderSpec, before: EncoderSpec | None) -> EncoderSpec:
     return declared.pin(before.pinned)
 
 
-def _feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
+def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
+    """The feature view of an encoder whose weights are pinned; its history lies below `repo`."""
     history = FileSource(
         name=f"{spec.view}__history",
         path=str(repo.resolve() / "data" / "history" / spec.view),  # absolute: duckdb resolves against the cwd
@@ -134,8 +135,7 @@ def _feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
     )
 
 
-def _registered_before(repo: Path) -> dict[str, EncoderSpec]:
-    store = FeatureStore(repo_path=str(repo))
+def _registered_before(store: FeatureStore) -> dict[str, EncoderSpec]:
     try:
         return encoder_specs(store, allow_cache=False)
     except (FileNotFoundError, FeastObjectNotFoundException):

@@ -108,11 +108,11 @@ class EmbedRequest:
 
 
 def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    value = fields.get(name, default)
+    value: Any = fields.get(name, default)
     if value is None:
         raise MalformedMessage(f"field {name!r} is missing")
     if type(value) is not kind:  # bool is an int, and no number of microseconds
         raise MalformedMessage(f"field {name!r} is {type(value).__name__}, {kind.__name__} is expected")
-    if kind is int and not 0 <= value < 2**63:
+    if isinstance(value, int) and not 0 <= value < 2**63:
         raise MalformedMessage(f"field {name!r} is {value}: a 63-bit number of microseconds or attempts is expected")
     return value

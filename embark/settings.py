@@ -1,0 +1,45 @@
+"""Settings, from the environment (`EMBARK_KAFKA_PORT=9192`) or the file `embark.toml`: read here and nowhere else."""
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+SETTINGS_FILE = "embark.toml"
+
+
+class Settings(BaseSettings):
+    """What can be set; the environment wins over `embark.toml` in the working directory.
+
+    Raises:
+        pydantic.ValidationError: a value that is not allowed, or a name in the file that is not known.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="EMBARK_", toml_file=SETTINGS_FILE, extra="forbid", frozen=True)
+
+    repo: Path = Field(Path("feature_repo"), description="folder of feature_store.yaml")
+    state: Path = Field(Path(".embark"), description="where `embark up` keeps data, logs and process ids")
+    kafka_port: int = Field(9092, ge=1, le=65535, description="port of the local Kafka")
+    cassandra_port: int = Field(9042, ge=1, le=65535, description="port of the local Cassandra")
+    keyspace: str = Field("embark", pattern=r"^[a-z][a-z0-9_]{0,47}\z", description="keyspace that `embark up` creates")
+    embark_address: str = Field("127.0.0.1:50051", description="where EmbArk listens, and clients find it")
+    retina_address: str = Field("127.0.0.1:50061", description="where Retina listens, and KFC finds it")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where Retina computes")
+    fetch_networks: list[IPv4Network | IPv6Network] = Field(
+        [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
