@@ -1,5 +1,8 @@
 """Settings, from the environment (`EMBARK_KAFKA_PORT=9192`) or the file `embark.toml`: read here and nowhere else."""
 
+import json
+import os
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
@@ -43,3 +46,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def as_environment(self) -> dict[str, str]:
+        """The environment of a child process that is to have these very settings."""
+        values: Mapping[str, object] = self.model_dump(mode="json")
+        return dict(os.environ) | {
+            f"EMBARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }

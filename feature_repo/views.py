@@ -14,6 +14,7 @@ from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec, SpecError
 from encoders.weights import pin_weights
+from feature_repo.offline_store import ensure_readable
 
 REQUEST_SOURCE = "embed_requests"  # data source in the registry: where embeddings are asked for
 REQUEST_FIELDS = {
@@ -61,6 +62,7 @@ def feast_objects(
             raise SpecError(f"encoder {declared.view!r} is declared twice")
         spec = _pinned(declared, registered.get(declared.view))
         views[spec.view] = feature_view(spec, entities[spec.modality], repo)
+        ensure_readable(views[spec.view])
     feature_services: dict[str, FeatureService] = {}
     for name, members in services.items():
         unknown = sorted(set(members) - set(views))
@@ -76,6 +78,9 @@ def feast_objects(
         timestamp_field="requested_at",
         message_format=JsonFormat(schema_json=json.dumps(REQUEST_FIELDS)),
         description="Look-ups that missed: what KFC embeds",
+        batch_source=FileSource(  # Feast demands one; requests live on the topic alone, and nothing is written here
+            name=f"{REQUEST_SOURCE}__none", path=str(repo.resolve() / "data" / "none"), timestamp_field="requested_at"
+        ),
     )
     objects = {**entities, **views, **feature_services, REQUEST_SOURCE: requests}
     return {f"embark_{name}": each for name, each in objects.items()}  # never shadows a module's own names

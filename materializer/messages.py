@@ -1,14 +1,25 @@
 """Topics and messages, and nothing about them anywhere else."""
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import TopicAlreadyExistsError
+
 from encoders.keys import MAX_KEY_BYTES
+
+logger = logging.getLogger(__name__)
 
 Priority = Literal["live", "bulk"]
 
 MAX_MESSAGE_BYTES = 8 * MAX_KEY_BYTES  # a key of 8 KiB, each byte escaped in JSON at worst six-fold, and the rest
+PARTITIONS = 6  # at most so many workers share the work; raising it later moves keys between partitions
+REQUEST_DAYS = 7  # > the longest outage to survive: what is older than this when KFC returns is lost
+DEAD_LETTER_DAYS = 30  # to look at them, and to send them again by hand
+MAX_DEAD_LETTER_BYTES = 4 * 1024 * 1024  # > Kafka's limit of 1 MiB for any other message, and the headers
 
 
 class MalformedMessage(ValueError):
@@ -35,6 +46,33 @@ class Topics:
     @property
     def all(self) -> tuple[str, ...]:
         return (self.live, self.retry, self.dead_letters)
+
+    @property
+    def group(self) -> str:
+        """The consumer group of the workers."""
+        return f"{self.live}.materializer"
+
+    def configs(self, *, partitions: int, replication: int) -> dict[str, dict[str, Any]]:
+        """How each topic is to be: partitions, replicas and settings, in the shape that Kafka's admin client takes."""
+        common = {
+            # One replica may be down and nothing stops; with `acks=all` none of what was acknowledged is lost.
+            "min.insync.replicas": str(max(1, replication - 1)),
+            "cleanup.policy": "delete",
+            # The broker's own time, the same in every replay and never ahead: requests are clamped to it, retries
+            # are due at most so long after it, and no sender's clock shortens the retention.
+            "message.timestamp.type": "LogAppendTime",
+        }
+        requests = common | {"retention.ms": str(REQUEST_DAYS * 86_400_000)}
+        dead = common | {
+            "retention.ms": str(DEAD_LETTER_DAYS * 86_400_000),
+            "max.message.bytes": str(MAX_DEAD_LETTER_BYTES),
+        }
+        return {
+            self.live: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
+            self.retry: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
+            # One partition: they are few, and are read in order.
+            self.dead_letters: {"num_partitions": 1, "replication_factor": replication, "configs": dead},
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,3 +154,44 @@ def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -
     if isinstance(value, int) and not 0 <= value < 2**63:
         raise MalformedMessage(f"field {name!r} is {value}: a 63-bit number of microseconds or attempts is expected")
     return value
+
+
+def ensure_topics(admin: Any, topics: Topics, *, partitions: int = PARTITIONS, replication: int = 1) -> Sequence[str]:
+    """Creates the topics that are missing, and answers their names. Safe to call at once from many processes.
+
+    A topic that exists otherwise than it would be created is left as it is and named in a warning: more partitions move
+    keys between workers, and settings may have been changed on purpose.
+
+    Args:
+        admin: a `KafkaAdminClient`.
+        partitions: of the live and of the retry topic.
+        replication: copies of each message; 3 where there are three brokers.
+
+    Raises:
+        KafkaError: Kafka does not answer, or refuses.
+    """
+    wanted = topics.configs(partitions=partitions, replication=replication)
+    existing = set(admin.list_topics()) & set(wanted)
+    created = []
+    for name in wanted:
+        if name in existing:
+            continue
+        try:
+            admin.create_topics({name: wanted[name]}, wait_for_metadata=True)
+            created.append(name)
+        except TopicAlreadyExistsError:
+            existing.add(name)  # by another process, just now
+    for name in sorted(existing):
+        for difference in _differences(admin, name, wanted[name]):
+            logger.warning("topic %s is left as it is: %s", name, difference)
+    return created
+
+
+def _differences(admin: Any, name: str, wanted: dict[str, Any]) -> list[str]:
+    (described,) = admin.describe_topics([name])
+    partitions = len(described["partitions"])
+    found = [] if partitions == wanted["num_partitions"] else [("partitions", partitions, wanted["num_partitions"])]
+    answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+    settings = answer["topic"][name]
+    found += [(k, settings[k]["value"], v) for k, v in wanted["configs"].items() if settings[k]["value"] != v]
+    return [f"{what} is {found}, {expected} is expected" for what, found, expected in found]

@@ -1,0 +1,190 @@
+"""One member of the consumer group: takes batches of records, keeps its place while work stalls, commits what is done."""
+
+import logging
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError
+
+from materializer.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5  # one wait for a first record: how soon a request to stop is seen
+COMMIT_SECONDS = 30.0
+LEAVE_SECONDS = 10.0
+
+
+class Record(Protocol):
+    """What is read of kafka-python's `ConsumerRecord`."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970; of the broker's clock, as our topics are set."""
+        ...
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Consumer(Protocol):
+    """What is used of `KafkaConsumer`."""
+
+    def subscribe(self, *, topics: Sequence[str], listener: Any) -> None: ...
+    def poll(self, *, timeout_ms: int, max_records: int | None = None) -> Mapping[TopicPartition, list[Any]]: ...
+    def assignment(self) -> Collection[TopicPartition]: ...
+    def pause(self, *partitions: TopicPartition) -> None: ...
+    def resume(self, *partitions: TopicPartition) -> None: ...
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+    def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None: ...
+    def close(self, *, autocommit: bool, timeout_ms: int) -> None: ...
+
+
+class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Hands out records and commits their offsets; used by one thread.
+
+    A rebalance happens only inside `poll`, while this thread waits there. It commits nothing: what was durable had been
+    committed before, and what was not must be read again by the partition's next owner. It only notes which partitions
+    went, and their records are then neither worked on nor committed any more.
+
+    Args:
+        consumer: with `enable_auto_commit=False`; this member subscribes and closes it.
+        clock: tells how long a batch has been filling and when a resting partition is due.
+    """
+
+    def __init__(self, consumer: Consumer, clock: Clock) -> None:
+        self._consumer = consumer
+        self._clock = clock
+        self._lost: set[TopicPartition] = set()  # since the batch at hand was taken
+        self._resting: dict[TopicPartition, int] = {}  # paused until then, microseconds since 1970
+
+    def join(self, *topics: str) -> None:
+        """Subscribes to `topics`; partitions come with the first `take`."""
+        self._consumer.subscribe(topics=list(topics), listener=self)
+
+    def take(self, most: int, max_age: float, stop: threading.Event) -> list[Record]:
+        """Up to `most` records, or those that came within `max_age` seconds of the first; none once `stop` is set."""
+        batch: dict[TopicPartition, list[Record]] = {}
+        deadline = 0.0
+        self._forget_lost()
+        while not stop.is_set():
+            count = sum(map(len, batch.values()))
+            left = deadline - self._clock.monotonic() if count else IDLE_SECONDS
+            if count >= most or left <= 0:
+                break
+            self._wake_due()
+            try:
+                polled = self._consumer.poll(timeout_ms=max(1, round(left * 1000)), max_records=most - count)
+            except KafkaError as error:
+                logger.warning("Kafka gave no records: %r; asking again", error)
+                stop.wait(IDLE_SECONDS)
+                continue
+            for partition in self._forget_lost():  # before what was polled after they went
+                batch.pop(partition, None)
+            if polled and not count:
+                deadline = self._clock.monotonic() + max_age
+            for partition, records in polled.items():
+                batch.setdefault(partition, []).extend(records)
+        return [record for records in batch.values() for record in records]
+
+    def rest(self, record: Record, until: int) -> None:
+        """Reads on in the record's partition, from that very record, when it is due at `until` (µs since 1970)."""
+        partition = partition_of(record)
+        self._consumer.seek(partition, record.offset)
+        self._consumer.pause(partition)
+        self._resting[partition] = until
+
+    def wait(self, seconds: float, stop: threading.Event) -> None:
+        """Lets time pass without taking records, polling so that the group does not evict this member."""
+        until = self._clock.monotonic() + seconds
+        while not stop.is_set() and (left := until - self._clock.monotonic()) > 0:
+            self.stay(min(left, IDLE_SECONDS), stop)
+
+    def stay(self, seconds: float, stop: threading.Event) -> None:
+        """One poll with all partitions paused."""
+        self._consumer.pause(*self._consumer.assignment())
+        try:
+            polled = self._consumer.poll(timeout_ms=max(1, round(seconds * 1000)))
+            for partition, records in polled.items():
+                # Assigned in that very poll, so not paused: read again later.
+                self._consumer.seek(partition, records[0].offset)
+        except KafkaError as error:
+            logger.warning("Kafka does not answer: %r; asking again", error)
+            stop.wait(seconds)
+        self._consumer.resume(*(set(self._consumer.assignment()) - (set(self._resting) - self._lost)))
+
+    def still_has(self, records: Iterable[Record]) -> bool:
+        """Whether any of the records is still this member's to commit."""
+        return any(partition_of(record) not in self._lost for record in records)
+
+    def rewind(self, records: Iterable[Record]) -> None:
+        """Reads the records again with the next `take`, where their partitions are still this member's."""
+        first: dict[TopicPartition, int] = {}
+        for record in records:
+            partition = partition_of(record)
+            first[partition] = min(record.offset, first.get(partition, record.offset))
+        for partition in set(first) & set(self._consumer.assignment()) - self._lost:
+            self._consumer.seek(partition, first[partition])
+            self._resting.pop(partition, None)
+            self._consumer.resume(partition)
+
+    def commit(self, records: Iterable[Record]) -> None:
+        """Commits the offsets after `records`: every effect of theirs, and of all before them, is durable.
+
+        Raises:
+            KafkaError: it is not known to be committed; a rebalance may be under way.
+        """
+        after: dict[TopicPartition, int] = {}
+        for record in records:
+            partition = partition_of(record)
+            after[partition] = max(record.offset + 1, after.get(partition, 0))
+        # Of a partition that went, the new owner may have committed more: never set it back.
+        offsets = {p: OffsetAndMetadata(offset, "", -1) for p, offset in after.items() if p not in self._lost}
+        if offsets:
+            self._consumer.commit(offsets, timeout_ms=round(COMMIT_SECONDS * 1000))
+
+    def leave(self) -> None:
+        """Leaves the group, so that the others take over at once; commits nothing."""
+        self._consumer.close(autocommit=False, timeout_ms=round(LEAVE_SECONDS * 1000))
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Called by the consumer, inside `poll`."""
+        self._lost.update(revoked)
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        """Called by the consumer, inside `poll`, when the group has evicted this member."""
+        logger.warning("the group has evicted this worker: %d partitions are read again by others", len(lost))
+        self._lost.update(lost)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Called by the consumer, inside `poll`; they start at their committed offsets."""
+        logger.info("assigned: %s", ", ".join(f"{p.topic}[{p.partition}]" for p in sorted(assigned)))
+
+    def _forget_lost(self) -> set[TopicPartition]:
+        lost, self._lost = self._lost, set()
+        for partition in lost:
+            self._resting.pop(partition, None)
+        return lost
+
+    def _wake_due(self) -> None:
+        now = self._clock.now()
+        for partition in [p for p, until in self._resting.items() if until <= now]:
+            del self._resting[partition]
+            self._consumer.resume(partition)
+
+
+def partition_of(record: Record) -> TopicPartition:
+    """Where the record lies."""
+    return TopicPartition(record.topic, record.partition)
