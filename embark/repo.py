@@ -1,13 +1,16 @@
-"""New feature repos: `embark init`, and the demo's own."""
+"""Feature repos: written by `embark init` and the demo, opened by every part, registered by `embark apply`."""
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
 
-import feature_repo
+from feast import FeatureStore
+from feast.repo_config import load_repo_config
+from feast.repo_operations import apply_total, cli_check_repo
 
 FILES = ("feature_store.yaml", "catalog.py", "definitions.py")
-TEMPLATE = Path(feature_repo.__file__).parent
+TEMPLATE = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
 class RepoExists(Exception):
@@ -52,3 +55,31 @@ def _substitute(path: Path, replacements: dict[str, str]) -> None:
         if count != 1:
             raise ValueError(f"{path.name}: {pattern!r} stands {count} times, once is expected")
     path.write_text(text)
+
+
+class NoRepo(Exception):
+    """There is no feature repo where the settings say."""
+
+
+def open_store(folder: Path) -> FeatureStore:
+    """The feature store of a repo.
+
+    Raises:
+        NoRepo: the folder holds no feature_store.yaml.
+    """
+    if not (folder / "feature_store.yaml").is_file():
+        raise NoRepo(f"no feature repo at {folder.resolve()}: go to its parent, set EMBARK_REPO, or `embark init` one")
+    return FeatureStore(repo_path=str(folder.resolve()))
+
+
+def apply_repo(folder: Path) -> None:
+    """Registers what the repo declares: what `feast apply` does, in this process.
+
+    Raises:
+        SpecError: a declaration that is wrong or differs from the registered one.
+    """
+    folder = folder.resolve()
+    file = folder / "feature_store.yaml"
+    cli_check_repo(folder, file)  # puts the folder on the path, as Feast's command does
+    with contextlib.chdir(Path.cwd()):  # Feast changes into the repo and stays there
+        apply_total(load_repo_config(folder, file), folder, skip_source_validation=False)

@@ -1,0 +1,307 @@
+"""The command line. Each command is thin: it reads settings, builds the parts, hands them to each other."""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+
+from embark.packages import ShadowedPackage, check_packages
+from embark.settings import Settings
+
+if TYPE_CHECKING:
+    from embark.servers import ServerStatus
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def main() -> None:
+    """Entry point of the console script: one line for what a user can mend, a trace for what only we can."""
+    try:
+        check_packages()
+        import feature_repo  # noqa: F401 - before Feast, and only when it is known to be ours: keeps torch out
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ValidationError as error:
+        for problem in error.errors():
+            err.print(f"[red]error:[/] setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+        sys.exit(2)
+    except ShadowedPackage as error:
+        err.print(f"[red]error:[/] {error}")
+        sys.exit(1)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """What a user can mend. Imported late: `embark --help` needs none of it."""
+    from embark.child_process import ProcessDied
+    from embark.repo import RepoExists
+    from embark.servers import ServersError
+    from encoders.spec import SpecError
+    from feature_repo.directory import UnknownView
+    from feature_repo.online_rows import StoreUnavailable
+    from serving.client import ClientError
+
+    return (ProcessDied, RepoExists, ServersError, SpecError, UnknownView, StoreUnavailable, ClientError)
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Prints expected errors as one line and exits with 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except click.ClickException:
+            raise
+        except Exception as error:
+            if not isinstance(error, expected_errors()):
+                raise
+            err.print("[red]error:[/]", str(error), markup=True)
+            raise click.exceptions.Exit(1) from None
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="embark")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """EmbArk: an embedding archive on the Feast feature store.
+
+    \b
+    See it work:       embark demo
+    Local servers:     embark up | status | down
+    Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
+    Run the parts:     embark retina | materialize | serve
+    Ask:               embark lookup VIEW KEY…
+    """
+    context.obj = Settings()
+
+
+# ── local servers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cli.command()
+@click.option("--nodes", type=click.IntRange(1, 9), default=1, show_default=True, help="Of Kafka and Cassandra, each.")
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def up(settings: Settings, nodes: int, as_json: bool) -> None:
+    """Start a real Kafka and a real Cassandra on this machine.
+
+    Nothing needs to be installed. Data survives `embark down`; starting twice is harmless.
+    """
+    from embark.servers import LocalServers
+
+    servers = LocalServers(
+        state=settings.state.resolve(),
+        kafka_port=settings.kafka_port,
+        cassandra_port=settings.cassandra_port,
+        keyspace=settings.keyspace,
+        nodes=nodes,
+    )
+    servers.up(report=lambda line: err.print(line))
+    print_status(servers.status(), as_json)
+
+
+@cli.command()
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def down(settings: Settings, as_json: bool) -> None:
+    """Stop the servers that `embark up` started; their data stays."""
+    from embark.servers import LocalServers
+
+    stopped = LocalServers(state=settings.state.resolve()).down()
+    if as_json:
+        click.echo(json.dumps({"stopped": stopped}))
+    else:
+        out.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@cli.command()
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def status(settings: Settings, as_json: bool) -> None:
+    """Show which local servers run, and where. Exits with 1 unless all of them are ready."""
+    from embark.servers import LocalServers
+
+    nodes = LocalServers(state=settings.state.resolve()).status()
+    print_status(nodes, as_json)
+    if not nodes or not all(node.ready for node in nodes):
+        raise click.exceptions.Exit(1)
+
+
+def print_status(nodes: "list[ServerStatus]", as_json: bool) -> None:
+    """A line a server, or JSON."""
+    if as_json:
+        click.echo(json.dumps([asdict(node) for node in nodes], indent=2, default=str))
+        return
+    if not nodes:
+        out.print("no servers: start them with [bold]embark up[/]")
+    for node in nodes:
+        state = "[green]ready[/]" if node.ready else "[yellow]starting[/]" if node.running else "[red]down[/]"
+        out.print(f"{node.name:<12} {node.version:<8} {node.address}:{node.port:<6} {state:<20} log {node.log}")
+
+
+# ── the registry ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--project", default="embark", show_default=True, help="Feast project.")
+@click.option("--keyspace", default="embark", show_default=True, help="Cassandra keyspace.")
+@click.option("--kafka", default="127.0.0.1:9092", show_default=True, help="Bootstrap servers.")
+@click.option("--cassandra", default="127.0.0.1", show_default=True, help="Hosts, separated by commas.")
+@click.option("--cassandra-port", type=int, default=9042, show_default=True)
+@one_line_errors
+def init(folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, cassandra_port: int) -> None:
+    """Write a feature repo of your own into FOLDER, with the encoders of this project.
+
+    Example: embark init shop --kafka broker-1:9092 --cassandra 10.0.0.1,10.0.0.2
+    """
+    from embark.repo import write_repo
+
+    write_repo(
+        folder,
+        project=project,
+        keyspace=keyspace,
+        kafka=kafka,
+        cassandra_hosts=[host.strip() for host in cassandra.split(",")],
+        cassandra_port=cassandra_port,
+    )
+    out.print(f"wrote {folder}: declare encoders in {folder / 'catalog.py'}, then EMBARK_REPO={folder} embark apply")
+
+
+@cli.command()
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def apply(settings: Settings, as_json: bool) -> None:
+    """Register the encoders of the feature repo: what `feast apply` does, with one-line errors."""
+    from embark.repo import apply_repo, open_store
+    from feature_repo.online_rows import connect
+    from feature_repo.views import encoder_specs
+
+    store = open_store(settings.repo)
+    connect(store)  # "start the servers" before a trace from within Feast
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        apply_repo(settings.repo)
+    specs = encoder_specs(store, allow_cache=False).values()
+    if as_json:
+        click.echo(json.dumps([spec.described() for spec in specs], indent=2))
+        return
+    for spec in specs:
+        out.print(f"{spec.view:<28} {spec.modality:<6} {spec.dim:>5}  {weights_note(spec.pinned)}")
+
+
+def weights_note(pinned: str) -> str:
+    """The pinned weights, loud where they were never trained."""
+    return f"[yellow]{pinned}: NOT pretrained[/]" if pinned.startswith("seeded:") else pinned
+
+
+# ── the three parts ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cli.command()
+@click.option("--listen", help="HOST:PORT; EMBARK_RETINA_ADDRESS otherwise.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute.")
+@click.option(
+    "--allow-network",
+    "networks",
+    multiple=True,
+    metavar="NETWORK",
+    help="A private network to download from, as 127.0.0.0/8; public addresses only otherwise.",
+)
+@click.pass_obj
+@one_line_errors
+def retina(settings: Settings, listen: str | None, device: str | None, networks: tuple[str, ...]) -> None:
+    """Run Retina: downloads, decodes and embeds for KFC."""
+    from embark.parts import run_retina
+
+    changed = {"retina_address": listen, "device": device, "fetch_networks": list(networks)}
+    run_retina(overridden(settings, changed))
+
+
+@cli.command()
+@click.pass_obj
+@one_line_errors
+def materialize(settings: Settings) -> None:
+    """Run KFC: embeds what look-ups missed and pushes it to history and the online store."""
+    from embark.parts import run_materializer
+
+    start_logging(settings)
+    run_materializer(settings)
+
+
+@cli.command()
+@click.option("--listen", help="HOST:PORT; EMBARK_EMBARK_ADDRESS otherwise.")
+@click.pass_obj
+@one_line_errors
+def serve(settings: Settings, listen: str | None) -> None:
+    """Run EmbArk: answers look-ups over gRPC."""
+    from embark.parts import run_embark
+
+    run_embark(overridden(settings, {"embark_address": listen}))
+
+
+def overridden(settings: Settings, options: dict[str, object]) -> Settings:
+    """The settings with the options that were given, checked as settings are, and logging started."""
+    changed = Settings.model_validate(settings.model_dump() | {name: v for name, v in options.items() if v})
+    start_logging(changed)
+    return changed
+
+
+def start_logging(settings: Settings) -> None:
+    """Logs of a server go to standard error, a line an event."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("cassandra", "kafka", "feast"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+# ── look-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cli.command()
+@click.argument("view")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY…")
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Ask again for so many seconds while OOV.")
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as_json: bool) -> None:
+    """Look KEYs (URLs or texts) up in VIEW. Exits with 0 if all are hits, else with 1.
+
+    \b
+    embark lookup text_lstm__v1 "a red bicycle"
+    embark lookup mobilenet_v3_small__v1 https://example.com/a.jpg --wait 30 --json
+    """
+    from embark.lookups import describe, print_answer
+    from serving.client import EmbArkClient
+
+    with EmbArkClient(settings.embark_address) as client:
+        answer, milliseconds = ask(client, view, list(keys), wait)
+    if as_json:
+        click.echo(json.dumps(describe(view, keys, answer, milliseconds), indent=2))
+    else:
+        print_answer(out, view, keys, answer, milliseconds)
+    if not (answer.status == Status.HIT).all():
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,352 @@
+"""Local servers: a real Kafka and a real Cassandra, one of each or a cluster, with nothing installed."""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+from cassandra.policies import RoundRobinPolicy
+from filelock import FileLock
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from embark.servers import cassandra, java, kafka
+from embark.servers.processes import ServerProcess, ServersError
+
+__all__ = ["LocalServers", "ServerStatus", "ServersError", "free_port"]
+
+OVERHEAD_MB = 250  # of a JVM beside its heap
+MB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerStatus:
+    """One server as it is now."""
+
+    name: str
+    version: str
+    address: str
+    port: int
+    pid: int | None
+    running: bool
+    ready: bool  # it answers clients
+    log: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What a cluster was made with; its data cannot be used with another."""
+
+    nodes: int
+    kafka_port: int
+    cassandra_port: int
+    controller_port: int
+    storage_port: int
+    cluster_id: str
+    keyspace: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalServers:
+    """`nodes` brokers of Kafka and as many nodes of Cassandra, on 127.0.0.1 … 127.0.0.N.
+
+    Attributes:
+        state: folder of data, logs, configurations and process ids; two of them may run side by side.
+        kafka_port, cassandra_port: where clients connect, the same on each address.
+        nodes: size of both clusters.
+        keyspace: created at `up`, replicated `min(nodes, 3)` times.
+        verified: file that remembers which jars were verified; shared between states.
+    """
+
+    state: Path
+    kafka_port: int = 9092
+    cassandra_port: int = 9042
+    nodes: int = 1
+    keyspace: str = "embark"
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.{n}" for n in range(1, self.nodes + 1)]
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        return ",".join(f"{address}:{self.kafka_port}" for address in self.addresses)
+
+    @property
+    def cassandra_hosts(self) -> list[str]:
+        return self.addresses
+
+    def up(
+        self,
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        arrived: Callable[[str], None] = lambda _: None,
+        available_mb: int | None = None,
+    ) -> None:
+        """Starts what does not run yet, and returns when all of it answers. Harmless where all runs already.
+
+        Args:
+            report: told what is being done, a line each.
+            arrived: told the name of each jar during the first download.
+            available_mb: memory to count with; what the machine has free otherwise.
+
+        Raises:
+            ServersError: a port is taken, a download failed, memory is short, or a server died; one line.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.state / "up.lock"):
+            layout = self._layout()
+            brokers, nodes = self._brokers(layout), self._nodes(layout)
+            idle = [each for each in [*brokers, *nodes] if each.server.process() is None]
+            for each in idle:
+                ports = [each.port, each.controller_port if isinstance(each, kafka.Broker) else each.storage_port]
+                for port in ports:
+                    check_port(each.server.name, each.address, port)
+            self._check_memory(idle, psutil.virtual_memory().available // MB if available_mb is None else available_mb)
+            kafka_jars, cassandra_jars = self._jars(report, arrived)
+            if idle:
+                report(f"starting {', '.join(each.server.name for each in idle)}")
+            try:
+                for broker in brokers:
+                    if broker in idle:
+                        broker.start(kafka_jars)
+                for node in nodes:
+                    if node in idle:
+                        node.start(cassandra_jars)
+                    if self.nodes > 1:  # one joins the ring at a time
+                        node.server.wait_until(lambda node=node: _cql_ready(node), cassandra.READY_SECONDS)
+                for node in nodes:
+                    node.server.wait_until(lambda node=node: _cql_ready(node), cassandra.READY_SECONDS)
+                for broker in brokers:
+                    broker.server.wait_until(lambda broker=broker: _kafka_ready(broker), kafka.READY_SECONDS)
+                self._create_keyspace(nodes[0])
+            except BaseException:
+                for each in idle:  # half a start is no start
+                    each.server.stop()
+                raise
+
+    def down(self) -> list[str]:
+        """Stops what `up` started, and nothing else; the data stays. Returns the names of the servers stopped."""
+        layout = self._stored_layout()
+        if layout is None:
+            return []
+        servers = [each.server for each in [*self._nodes(layout), *self._brokers(layout)]]
+        running = [server for server in servers if server.process() is not None]
+        for server in running:  # all at once: each takes seconds
+            if process := server.process():
+                process.terminate()
+        return [server.name for server in running if server.stop() or True]
+
+    def status(self) -> list[ServerStatus]:
+        """The servers of this state, in order; none before the first `up`."""
+        layout = self._stored_layout()
+        if layout is None:
+            return []
+        found = []
+        for broker in self._brokers(layout):
+            found.append(_status(broker.server, java.KAFKA_VERSION, broker.address, broker.port, _kafka_ready(broker)))
+        for node in self._nodes(layout):
+            version = _cql_version(node)
+            found.append(
+                _status(node.server, version or java.CASSANDRA_VERSION, node.address, node.port, version is not None)
+            )
+        return found
+
+    def process(self, name: str) -> ServerProcess:
+        """The process of `kafka-1`, `cassandra-2`, …
+
+        Raises:
+            ServersError: there is no such server.
+        """
+        layout = self._stored_layout()
+        servers = [e.server for e in [*self._brokers(layout), *self._nodes(layout)]] if layout else []
+        for server in servers:
+            if server.name == name:
+                return server
+        raise ServersError(f"no server {name!r}; there are: {', '.join(s.name for s in servers) or 'none'}")
+
+    def _stored_layout(self) -> Layout | None:
+        file = self.state / "layout.json"
+        return Layout(**json.loads(file.read_text())) if file.exists() else None
+
+    def _layout(self) -> Layout:
+        stored = self._stored_layout()
+        if stored is None:
+            stored = Layout(
+                nodes=self.nodes,
+                kafka_port=self.kafka_port,
+                cassandra_port=self.cassandra_port,
+                controller_port=free_port(),
+                storage_port=free_port(),
+                cluster_id=uuid.uuid4().hex[:22],
+                keyspace=self.keyspace,
+            )
+        elif stored.nodes != self.nodes:
+            raise ServersError(
+                f"{self.state} holds the data of {stored.nodes} node(s), not {self.nodes}: `embark down`, then use another "
+                "EMBARK_STATE or remove that folder"
+            )
+        elif (stored.kafka_port, stored.cassandra_port) != (self.kafka_port, self.cassandra_port):
+            servers = [each.server for each in [*self._brokers(stored), *self._nodes(stored)]]
+            if any(server.process() for server in servers):
+                raise ServersError(
+                    f"servers run already on ports {stored.kafka_port} (Kafka) and {stored.cassandra_port} (Cassandra): "
+                    "`embark down` before another choice of ports"
+                )
+            stored = Layout(**{**asdict(stored), "kafka_port": self.kafka_port, "cassandra_port": self.cassandra_port})
+        (self.state / "layout.json").write_text(json.dumps(asdict(stored), indent=1))
+        return stored
+
+    def _brokers(self, layout: Layout) -> list[kafka.Broker]:
+        return [
+            kafka.Broker(
+                node=n,
+                address=f"127.0.0.{n}",
+                port=layout.kafka_port,
+                controller_port=layout.controller_port,
+                nodes=layout.nodes,
+                cluster_id=layout.cluster_id,
+                folder=self.state.resolve() / f"kafka-{n}",
+            )
+            for n in range(1, layout.nodes + 1)
+        ]
+
+    def _nodes(self, layout: Layout) -> list[cassandra.Node]:
+        return [
+            cassandra.Node(
+                node=n,
+                address=f"127.0.0.{n}",
+                port=layout.cassandra_port,
+                storage_port=layout.storage_port,
+                nodes=layout.nodes,
+                folder=self.state.resolve() / f"cassandra-{n}",
+            )
+            for n in range(1, layout.nodes + 1)
+        ]
+
+    def _check_memory(self, idle: list[kafka.Broker | cassandra.Node], available_mb: int) -> None:
+        heaps = [kafka.HEAP_MB if isinstance(each, kafka.Broker) else cassandra.heap_mb(each.nodes) for each in idle]
+        needed = sum(heap + OVERHEAD_MB for heap in heaps)
+        if needed > available_mb:
+            raise ServersError(
+                f"{len(idle)} servers need {needed} MB of memory, {available_mb} MB are available: "
+                "close something, or start fewer nodes"
+            )
+
+    def _jars(self, report: Callable[[str], None], arrived: Callable[[str], None]) -> tuple[list[Path], list[Path]]:
+        verified = self.state / "verified-jars.json"
+        try:
+            if not verified.exists():
+                report(f"fetching and verifying {java.jar_count()} jars (once)")
+            return (
+                java.class_path(java.KAFKA, verified=verified, arrived=arrived),
+                java.class_path(java.CASSANDRA, verified=verified, arrived=arrived),
+            )
+        except java.JarsError as error:
+            raise ServersError(str(error)) from error
+
+    def _create_keyspace(self, node: cassandra.Node) -> None:
+        with _cql(node) as session:
+            session.execute(
+                f'CREATE KEYSPACE IF NOT EXISTS "{self.keyspace}" WITH replication = '
+                f"{{'class': 'NetworkTopologyStrategy', 'datacenter1': {min(self.nodes, 3)}}}"
+            )
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(name: str, address: str, port: int) -> None:
+    """Raises:
+    ServersError: something listens on that port already; it is named where that can be known.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            return
+        except OSError as error:
+            reason = error.strerror
+    owner = ""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                owner = f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        pass
+    raise ServersError(
+        f"{name} cannot listen on {address}:{port}: {reason}{owner}; "
+        "end that, or set EMBARK_KAFKA_PORT / EMBARK_CASSANDRA_PORT and the addresses in the feature repo"
+    )
+
+
+def _status(server: ServerProcess, version: str, address: str, port: int, answers: bool) -> ServerStatus:
+    process = server.process()
+    return ServerStatus(
+        name=server.name,
+        version=version,
+        address=address,
+        port=port,
+        pid=process.pid if process else None,
+        running=process is not None,
+        ready=process is not None and answers,
+        log=str(server.log),
+    )
+
+
+def _kafka_ready(broker: kafka.Broker) -> bool:
+    if not _listens(broker.address, broker.port):
+        return False
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=f"{broker.address}:{broker.port}", request_timeout_ms=5000)
+    except (KafkaError, OSError):
+        return False
+    try:
+        return len(admin.describe_cluster()["brokers"]) == broker.nodes
+    except (KafkaError, OSError):
+        return False
+    finally:
+        admin.close()
+
+
+def _cql_ready(node: cassandra.Node) -> bool:
+    return _cql_version(node) is not None
+
+
+def _cql_version(node: cassandra.Node) -> str | None:
+    if not _listens(node.address, node.port):
+        return None
+    try:
+        with _cql(node) as session:
+            return str(session.execute("SELECT release_version FROM system.local").one().release_version)
+    except (NoHostAvailable, OSError):
+        return None
+
+
+@contextmanager
+def _cql(node: cassandra.Node) -> Iterator[object]:
+    profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), request_timeout=10.0)
+    cluster = Cluster([node.address], port=node.port, execution_profiles={EXEC_PROFILE_DEFAULT: profile})
+    try:
+        yield cluster.connect()
+    finally:
+        cluster.shutdown()
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), 1.0).close()
+    except OSError:
+        return False
+    return True
