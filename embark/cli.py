@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
@@ -31,9 +32,9 @@ def main() -> None:
     try:
         check_packages()
         import feature_repo  # noqa: F401 - before Feast, and only when it is known to be ours: keeps torch out
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+
+        code = cli(standalone_mode=False)  # what a command exits with comes back as its value
+        sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -48,17 +49,25 @@ def main() -> None:
         sys.exit(1)
 
 
-def expected_errors() -> tuple[type[Exception], ...]:
-    """What a user can mend. Imported late: `embark --help` needs none of it."""
-    from embark.child_process import ProcessDied
-    from embark.repo import RepoExists
-    from embark.servers import ServersError
-    from encoders.spec import SpecError
-    from feature_repo.directory import UnknownView
-    from feature_repo.online_rows import StoreUnavailable
-    from serving.client import ClientError
+# What a user can mend, by module: one that was not imported cannot have raised.
+EXPECTED_ERRORS = {
+    "embark.child_process": "ProcessDied",
+    "embark.repo": "RepoError",
+    "embark.servers": "ServersError",
+    "encoders.spec": "SpecError",
+    "feature_repo.online_rows": "StoreUnavailable",
+    "materializer.process": "KafkaUnavailable",
+    "serving.client": "ClientError",
+}
 
-    return (ProcessDied, RepoExists, ServersError, SpecError, UnknownView, StoreUnavailable, ClientError)
+
+def is_expected(error: Exception) -> bool:
+    """Whether one line says enough about an error."""
+    return any(
+        isinstance(error, getattr(sys.modules[module], name))
+        for module, name in EXPECTED_ERRORS.items()
+        if module in sys.modules
+    )
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +80,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except click.ClickException:
             raise
         except Exception as error:
-            if not isinstance(error, expected_errors()):
+            if not is_expected(error):
                 raise
             err.print("[red]error:[/]", str(error), markup=True)
             raise click.exceptions.Exit(1) from None
@@ -207,7 +216,7 @@ def apply(settings: Settings, as_json: bool) -> None:
         apply_repo(settings.repo)
     specs = encoder_specs(store, allow_cache=False).values()
     if as_json:
-        click.echo(json.dumps([spec.described() for spec in specs], indent=2))
+        click.echo(json.dumps([asdict(spec) | {"view": spec.view, "fingerprint": spec.fingerprint} for spec in specs]))
         return
     for spec in specs:
         out.print(f"{spec.view:<28} {spec.modality:<6} {spec.dim:>5}  {weights_note(spec.pinned)}")
@@ -237,7 +246,7 @@ def retina(settings: Settings, listen: str | None, device: str | None, networks:
     """Run Retina: downloads, decodes and embeds for KFC."""
     from embark.parts import run_retina
 
-    changed = {"retina_address": listen, "device": device, "fetch_networks": list(networks)}
+    changed: dict[str, object] = {"retina_address": listen, "device": device, "fetch_networks": list(networks)}
     run_retina(overridden(settings, changed))
 
 
@@ -272,6 +281,7 @@ def overridden(settings: Settings, options: dict[str, object]) -> Settings:
 
 def start_logging(settings: Settings) -> None:
     """Logs of a server go to standard error, a line an event."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast shows those of every library
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("cassandra", "kafka", "feast"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -294,7 +304,8 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
     embark lookup text_lstm__v1 "a red bicycle"
     embark lookup mobilenet_v3_small__v1 https://example.com/a.jpg --wait 30 --json
     """
-    from embark.lookups import describe, print_answer
+    from embark.lookups import ask, describe, print_answer
+    from feature_repo.embeddings import Status
     from serving.client import EmbArkClient
 
     with EmbArkClient(settings.embark_address) as client:

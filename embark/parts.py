@@ -31,3 +31,68 @@ def directory_of(settings: Settings) -> EncoderDirectory:
     """The registered encoders, kept fresh through a feature store of its own: its cache belongs to one thread."""
     store = open_store(settings.repo)
     return EncoderDirectory(lambda: encoder_specs(store, allow_cache=False))
+
+
+def run_retina(settings: Settings) -> None:
+    """Retina, until a signal stops it."""
+    from encoders.fetch import Fetcher
+    from encoders.service import RetinaServer, RetinaService
+
+    async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
+        async with Fetcher(allowed_networks=settings.fetch_networks) as fetcher:
+            service = RetinaService(registered=lambda: directory.specs, fetcher=fetcher, device=settings.device)
+            async with RetinaServer(service, settings.retina_address) as server:
+                logger.info(
+                    "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"
+                )
+                await asyncio.to_thread(stop.wait)
+                logger.info("Retina finishes what it has at hand")
+
+    with stopped_by_signals() as stop, directory_of(settings) as directory:
+        asyncio.run(run(directory, stop))
+
+
+def run_materializer(settings: Settings) -> None:
+    """KFC, until a signal stops it."""
+    from encoders.client import RetinaClient
+    from materializer.process import run_worker
+
+    with (
+        stopped_by_signals() as stop,
+        directory_of(settings) as directory,
+        RetinaClient(settings.retina_address) as retina,
+    ):
+        run_worker(open_store(settings.repo), directory=directory, retina=retina, stop=stop)
+
+
+def run_embark(settings: Settings) -> None:
+    """EmbArk, until a signal stops it."""
+    from kafka import KafkaAdminClient
+
+    from feature_repo.failures import CassandraFailureMarks
+    from feature_repo.online_rows import FeastOnlineRows, connect
+    from feature_repo.views import request_topic
+    from materializer.messages import Topics, ensure_topics
+    from materializer.process import kafka_reached
+    from serving.archive import EmbeddingArchive
+    from serving.requests import RequestQueue, open_producer
+    from serving.service import EmbArkServer, EmbArkService
+
+    async def run(archive: EmbeddingArchive, stop: threading.Event) -> None:
+        async with EmbArkServer(EmbArkService(archive), settings.embark_address) as server:
+            logger.info("EmbArk listens on port %d", server.port)
+            await asyncio.to_thread(stop.wait)
+            logger.info("EmbArk finishes what it has at hand")
+
+    store = open_store(settings.repo)
+    rows = FeastOnlineRows(store)
+    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    servers, topic = request_topic(store)
+    with kafka_reached(servers), contextlib.closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
+        ensure_topics(admin, Topics(live=topic))
+    with (
+        stopped_by_signals() as stop,
+        directory_of(settings) as directory,
+        contextlib.closing(RequestQueue(open_producer(servers), topic)) as requests,
+    ):
+        asyncio.run(run(EmbeddingArchive(directory, rows, marks, requests), stop))

@@ -13,7 +13,11 @@ FILES = ("feature_store.yaml", "catalog.py", "definitions.py")
 TEMPLATE = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
-class RepoExists(Exception):
+class RepoError(Exception):
+    """A feature repo cannot be used as asked; one line that says what to do."""
+
+
+class RepoExists(RepoError):
     """There is a feature repo already; nothing is overwritten."""
 
 
@@ -57,7 +61,7 @@ def _substitute(path: Path, replacements: dict[str, str]) -> None:
     path.write_text(text)
 
 
-class NoRepo(Exception):
+class NoRepo(RepoError):
     """There is no feature repo where the settings say."""
 
 

@@ -42,12 +42,12 @@ class CassandraFailureMarks:
         self._session = session
         table = f'"{keyspace}"."{project}_failures"'
         session.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} (view text, key text, why text, PRIMARY KEY ((view, key)))"
+            f"CREATE TABLE IF NOT EXISTS {table} (feature_view text, key text, why text, PRIMARY KEY ((feature_view, key)))"
             " WITH gc_grace_seconds = 86400"
         )
-        self._insert = session.prepare(f"INSERT INTO {table} (view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
-        self._select = session.prepare(f"SELECT key, why FROM {table} WHERE view = ? AND key = ?")  # noqa: S608
-        self._delete = session.prepare(f"DELETE FROM {table} WHERE view = ? AND key = ?")  # noqa: S608
+        self._insert = session.prepare(f"INSERT INTO {table} (feature_view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
+        self._select = session.prepare(f"SELECT key, why FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608
+        self._delete = session.prepare(f"DELETE FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608
 
     def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
         self._execute(self._insert, [(view, key, why, seconds) for key, why in failures.items()])

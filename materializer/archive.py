@@ -74,7 +74,7 @@ class FeastArchive:
 
     A worker that dies between history and online leaves rows in history that no look-up answers yet; the next worker
     embeds the keys again and appends them again, with the same event time (it travels in the request) and a later
-    created time. Feast's point-in-time join keeps one row per key and event time, the one created last, so a reader sees
+    created time. Feast's point-in-time join keeps one row per key and event time, the one created last: so readers see
     one. Where the encoder answers bit for bit the same, both rows have the same id, which hashes just that.
 
     Args:

@@ -72,9 +72,9 @@ class DeadLetter:
     def from_record(cls, record: Record) -> Self:
         """The dead letter in a record of the dead-letter topic; what a header lacks or garbles is empty or 0."""
         headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
-        texts = {name: headers.get(name, "") for name in TEXTS}
-        numbers = {name: _number(headers.get(name, "")) for name in NUMBERS}
-        return cls(**texts, **numbers, value=record.value or b"")
+        fields: dict[str, Any] = {name: headers.get(name, "") for name in TEXTS}
+        fields |= {name: _number(headers.get(name, "")) for name in NUMBERS}
+        return cls(**fields, value=record.value or b"")
 
 
 TEXTS = ("reason", "detail", "view", "key", "topic")

@@ -1,4 +1,4 @@
-"""One member of the consumer group: takes batches of records, keeps its place while work stalls, commits what is done."""
+"""One member of the consumer group: takes records, keeps its place while work stalls, commits what is done."""
 
 import logging
 import threading

@@ -151,6 +151,11 @@ def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -
         raise MalformedMessage(f"field {name!r} is missing")
     if type(value) is not kind:  # bool is an int, and no number of microseconds
         raise MalformedMessage(f"field {name!r} is {type(value).__name__}, {kind.__name__} is expected")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise MalformedMessage(f"field {name!r} holds a lone surrogate: it is no valid Unicode text") from None
     if isinstance(value, int) and not 0 <= value < 2**63:
         raise MalformedMessage(f"field {name!r} is {value}: a 63-bit number of microseconds or attempts is expected")
     return value
@@ -193,5 +198,5 @@ def _differences(admin: Any, name: str, wanted: dict[str, Any]) -> list[str]:
     found = [] if partitions == wanted["num_partitions"] else [("partitions", partitions, wanted["num_partitions"])]
     answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
     settings = answer["topic"][name]
-    found += [(k, settings[k]["value"], v) for k, v in wanted["configs"].items() if settings[k]["value"] != v]
+    found += [(k, settings[k]["value"], v) for k, v in wanted["configs"].items() if k in settings and settings[k]["value"] != v]
     return [f"{what} is {found}, {expected} is expected" for what, found, expected in found]

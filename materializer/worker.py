@@ -1,68 +1,35 @@
 """KFC's loop: requests in, archived embeddings out, at least once and with idempotent effects."""
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
-from cassandra import DriverException
-from cassandra.cluster import NoHostAvailable
-from cassandra.connection import ConnectionException
-from kafka.errors import KafkaError
 
-from encoders.client import Encoded, RetinaAway, RetinaBusy, RetinaRefused
+from encoders.client import Encoded, RetinaRefused
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory, UnknownView
 from feature_repo.failures import FailureMarks
-from materializer.archive import Archive, ArchiveUnavailable, EmbeddedBatch
+from materializer.archive import Archive, EmbeddedBatch
 from materializer.clock import Clock, SystemClock
-from materializer.dead_letter import DeadLetter
-from materializer.group import Consumer, GroupMember, Record
+from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
+from materializer.group import Consumer, GroupMember, Record, partition_of
 from materializer.messages import EmbedRequest, MalformedMessage, Topics
+from materializer.outage import Abandoned, AtHand
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 5
-MAX_RETRY_SECONDS = 60.0  # also the longest that a due retry waits behind another that is not: see `_due`
-PROPAGATION_SECONDS = 5.0  # > two readings of the registry, 2 s each: by then Retina and KFC have read the same
-MAX_STALL_SECONDS = 10.0  # between two tries at something that is down: how late its return is noticed
 RETINA_SECONDS = 60.0  # > slowest batch: 64 images of Inception v3 at 13/s on a CPU, and a download's time-out
-FLUSH_SECONDS = 60.0  # > the producer's delivery time-out
-
-# What goes away by itself: the worker waits for it and gives up nothing.
-OUTAGES = (
-    ArchiveUnavailable,
-    RetinaAway,
-    RetinaBusy,
-    KafkaError,
-    NoHostAvailable,  # these three from the failure marks, which translate nothing
-    DriverException,
-    ConnectionException,
-    OSError,
-)
-
-T = TypeVar("T")
 
 
 class Retina(Protocol):
     """What a worker asks of Retina: `encoders.client.RetinaClient`."""
 
     def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded: ...
-
-
-class Producer(Protocol):
-    """What is used of `KafkaProducer`."""
-
-    def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: list[tuple[str, bytes]] | None = None
-    ) -> Any: ...
-
-    def flush(self, timeout: float) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,29 +49,10 @@ class Asked:
     request: EmbedRequest
     spec: EncoderSpec
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """A request that got no embedding.
-
-    `remedy`: `again` spends an attempt; `later` spends none, the fault is not the key's; `never` is a dead letter.
-    """
-
-    record: Record
-    request: EmbedRequest | None
-    marked: bool  # the key is canonical, so that look-ups can be told that it failed
-    reason: str
-    detail: str
-    remedy: Literal["again", "later", "never"]
-
-
-class Abandoned(Exception):
-    """The batch at hand is not finished: nothing of it is committed, and whoever owns its partitions reads it again."""
-
-
-def retry_delay(attempt: int) -> float:
-    """Seconds until the next try after `attempt` tries before: doubling from 1 s, at most 60 s, less up to half."""
-    return float(min(MAX_RETRY_SECONDS, 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0))  # noqa: S311
+    def failed(self, reason: str, detail: str, remedy: Remedy) -> Failure:
+        return Failure(
+            record=self.record, request=self.request, canonical=True, reason=reason, detail=detail, remedy=remedy
+        )
 
 
 class Worker:
@@ -135,14 +83,13 @@ class Worker:
     ) -> None:
         self._clock = clock or SystemClock()
         self._group = GroupMember(consumer, self._clock)
-        self._producer = producer
+        self._failures = Failures(producer, marks, topics, self._clock, delay)
         self._retina = retina
         self._archive = archive
         self._marks = marks
         self._directory = directory
         self._topics = topics
         self._limits = limits or Limits()
-        self._delay = delay
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; then finishes the batch at hand, commits it and leaves the group.
@@ -154,23 +101,25 @@ class Worker:
             while not stop.is_set():
                 # 1. poll
                 records = self._due(self._group.take(self._limits.max_batch, self._limits.max_age, stop))
+                at_hand = AtHand(records, self._group, self._directory, stop)
                 try:
                     # 2. decode (bad bytes → dead letter)
                     asked, failures = self._decode(records)
-                    for spec, requests in by_view(asked):
-                        # 3. drop what is archived or marked  # 4. group by view
-                        wanted = self._without_known(spec, requests, records, stop)
+                    # 3. drop what is archived or marked
+                    wanted = self._without_known(asked, at_hand)
+                    # 4. group by view
+                    for spec, requests in by_view(wanted):
                         # 5. Retina
-                        embedded, failed = self._embed(spec, wanted, records, stop)
+                        embedded, failed = self._embed(spec, requests, at_hand)
                         # 6. history, then online
-                        self._write(spec, embedded, records, stop)
+                        self._write(spec, embedded, at_hand)
                         failures += failed
                     # 7. failures: retry topic / dead letter + mark
-                    self._until_done(partial(self._settle, failures), records, stop)
-                    # 8. commit: all effects above are durable
-                    self._until_done(partial(self._group.commit, records), records, stop)
+                    at_hand.until_done(partial(self._failures.settle, failures))
+                    # 8. commit: every effect above is durable
+                    at_hand.until_done(partial(self._group.commit, records))
                 except Abandoned as why:
-                    logger.warning("a batch of %d requests is read again: %s", len(records), why)
+                    logger.warning("%d requests are read again, by this worker or another: %s", len(records), why)
                     self._group.rewind(records)
         finally:
             self._group.leave()
@@ -178,18 +127,18 @@ class Worker:
     def _due(self, records: Sequence[Record]) -> list[Record]:
         """The records less the retries that are not due yet; their partitions rest until they are.
 
-        A retry is due at most 60 s after the broker took it in, and the ones before it in its partition earlier than
-        that: so none waits longer than 60 s in all, whatever stands before it.
+        A retry is due at most 60 s after the broker took it in, and those before it in its partition came in earlier:
+        so none waits for more than 60 s in all, whatever stands before it.
         """
         due: list[Record] = []
-        resting: set[tuple[str, int]] = set()
+        resting = set()
         for record in records:
-            if (record.topic, record.partition) in resting:
+            if partition_of(record) in resting:
                 continue
             until = self._not_before(record)
             if until > self._clock.now():
                 self._group.rest(record, until)
-                resting.add((record.topic, record.partition))
+                resting.add(partition_of(record))
             else:
                 due.append(record)
         return due
@@ -204,8 +153,8 @@ class Worker:
         return min(asked_for, record.timestamp * 1000 + round(MAX_RETRY_SECONDS * 1e6))
 
     def _decode(self, records: Iterable[Record]) -> tuple[list[Asked], list[Failure]]:
-        """Well-formed requests, one a view and key (the earliest), and the failures of the rest."""
-        first: dict[tuple[str, str], Asked] = {}
+        """Well-formed requests, one a view and key, and the failures of the rest."""
+        chosen: dict[tuple[str, str], Asked] = {}
         failures: list[Failure] = []
         refreshed = False
         for record in records:
@@ -220,64 +169,60 @@ class Worker:
                     request, key=canonical_key(spec, request.key), requested_at=self._event_time(request, record)
                 )
             except (MalformedMessage, UnknownView, KeyRefused) as error:
-                refusal = Failure(
-                    record=record,
-                    request=request,
-                    marked=False,
-                    reason=type(error).__name__,
-                    detail=str(error),
-                    remedy="never",
+                reason, detail = type(error).__name__, str(error)
+                failures.append(
+                    Failure(
+                        record=record, request=request, canonical=False, reason=reason, detail=detail, remedy="never"
+                    )
                 )
-                failures.append(refusal)
                 continue
-            asked = Asked(record=record, request=request, spec=spec)
-            before = first.get((request.view, request.key))
+            before = chosen.get((request.view, request.key))
             if before is None or _rank(request) < _rank(before.request):
-                first[request.view, request.key] = asked
-        return list(first.values()), failures
+                chosen[request.view, request.key] = Asked(record=record, request=request, spec=spec)
+        return list(chosen.values()), failures
 
     def _event_time(self, request: EmbedRequest, record: Record) -> int:
-        # Never in the future. The broker's time bounds it first, since that is the same in every replay: a replay then
-        # writes the same row. It counts in milliseconds, so up to the end of that one.
+        # Never in the future. The broker's time bounds it first, since that is the same in every replay, which then
+        # writes the same row. It counts in milliseconds; so up to the end of that one.
         return min(request.requested_at, record.timestamp * 1000 + 999, self._clock.now())
 
-    def _without_known(
-        self, spec: EncoderSpec, asked: Sequence[Asked], records: Sequence[Record], stop: threading.Event
-    ) -> list[Asked]:
-        keys = [a.request.key for a in asked]
-        archived = self._until_done(partial(self._archive.archived, spec, keys), records, stop, spec)
-        marked = self._until_done(partial(self._marks.read, spec.view, keys), records, stop, spec)
-        return [a for a in asked if a.request.key not in archived and a.request.key not in marked]
+    def _without_known(self, asked: Iterable[Asked], at_hand: AtHand) -> list[Asked]:
+        wanted: list[Asked] = []
+        for spec, requests in by_view(asked):
+            keys = [one.request.key for one in requests]
+            archived = at_hand.until_done(partial(self._archive.archived, spec, keys), spec)
+            marked = at_hand.until_done(partial(self._marks.read, spec.view, keys), spec)
+            wanted += [one for one in requests if one.request.key not in archived and one.request.key not in marked]
+        return wanted
 
     def _embed(
-        self, spec: EncoderSpec, asked: Sequence[Asked], records: Sequence[Record], stop: threading.Event
-    ) -> tuple[EmbeddedBatch, list[Failure]]:
-        """What Retina made of the requests of one view."""
-        keys = [a.request.key for a in asked]
-        nothing = EmbeddedBatch.empty(spec)
-        if not keys:
-            return nothing, []
-        self._group.stay(0, stop)  # one slow batch a view: the time between two polls stays that of one
+        self, spec: EncoderSpec, asked: Sequence[Asked], at_hand: AtHand
+    ) -> tuple[EmbeddedBatch | None, list[Failure]]:
+        """What Retina made of the requests of one view; None where nothing was embedded."""
+        at_hand.keep_place()  # once a view, so that the time between two polls stays that of one slow batch
+        keys = [one.request.key for one in asked]
         encode = partial(self._retina.encode, spec.view, spec.fingerprint, keys, RETINA_SECONDS)
         try:
-            encoded = self._until_done(encode, records, stop, spec)
+            encoded = at_hand.until_done(encode, spec)
             _check(spec, len(keys), encoded)
         except RetinaRefused as refusal:
-            # Retina and KFC have not read the same registry yet, or one of them runs an old version. Stalling would hold
-            # up every other view in these partitions; spending attempts would give up keys that nothing is wrong with.
-            # So these go round through the retry topic until both agree: nothing is lost, and this is said each time.
-            logger.error("%s: Retina refuses, %d requests wait in the retry topic: %s", spec.view, len(keys), refusal)
+            # Retina and KFC have not read the same registry yet, or one of them is of an old release. Stalling would
+            # hold up every other view in these partitions, and spending attempts would give up keys that nothing is
+            # wrong with. So these go round the retry topic until both agree: nothing is lost, and each round says so.
+            logger.error("%s: %d requests wait in the retry topic, Retina refuses: %s", spec.view, len(keys), refusal)
             self._directory.refresh()
-            return nothing, [_failure(a, type(refusal).__name__, str(refusal), "later") for a in asked]
-        failed: list[Failure] = []
+            return None, [one.failed(type(refusal).__name__, str(refusal), "later") for one in asked]
+        failures: list[Failure] = []
         embedded: list[tuple[Asked, str]] = []
         for one, outcome in zip(asked, encoded.outcomes, strict=True):
             if not outcome.reason:
                 embedded.append((one, outcome.content_hash.hex()))
             elif outcome.retryable and one.request.attempt + 1 < self._limits.max_attempts:
-                failed.append(_failure(one, outcome.reason, outcome.detail, "again"))
+                failures.append(one.failed(outcome.reason, outcome.detail, "again"))
             else:
-                failed.append(_failure(one, outcome.reason, outcome.detail, "never"))
+                failures.append(one.failed(outcome.reason, outcome.detail, "never"))
+        if not embedded:
+            return None, failures
         batch = EmbeddedBatch(
             keys=tuple(one.request.key for one, _ in embedded),
             vectors=encoded.vectors,
@@ -285,78 +230,16 @@ class Worker:
             content_hash=tuple(content_hash for _, content_hash in embedded),
             created_at=self._clock.now(),
         )
-        return batch, failed
+        return batch, failures
 
-    def _write(
-        self, spec: EncoderSpec, batch: EmbeddedBatch, records: Sequence[Record], stop: threading.Event
-    ) -> None:
-        # History first: nothing is ever served whose row is not in history. Each is repeated by itself, so that an
-        # outage of the online store does not append to history again and again.
-        if len(batch):
-            self._until_done(partial(self._archive.append_history, spec, batch), records, stop, spec)
-            self._until_done(partial(self._archive.write_online, spec, batch), records, stop, spec)
-            logger.info("%s: %d embeddings archived", spec.view, len(batch))
-
-    def _settle(self, failures: Sequence[Failure]) -> None:
-        """Sends failures where they belong and waits until the broker has all; then marks keys that are given up.
-
-        The mark comes last: a replay drops what is marked, so a dead letter must be there by then.
-        """
-        sent = [self._send(failure) for failure in failures]
-        if sent:
-            self._producer.flush(timeout=FLUSH_SECONDS)
-        for future in sent:
-            future.get(timeout=FLUSH_SECONDS)
-        for failure in failures:
-            if failure.remedy == "never" and failure.marked and failure.request:
-                why = f"{failure.reason}: {failure.detail}"
-                self._marks.mark(failure.request.view, {failure.request.key: why})
-
-    def _send(self, failure: Failure) -> Any:
-        request, now = failure.request, self._clock.now()
-        if failure.remedy == "never" or request is None:
-            letter = DeadLetter.of(
-                failure.record, request, reason=failure.reason, detail=failure.detail, failed_at=now
-            )
-            logger.warning("given up: %s %r: %s: %s", letter.view, letter.key[:80], letter.reason, letter.detail)
-            return self._producer.send(
-                self._topics.dead_letters, letter.value, failure.record.key, letter.headers
-            )
-        if failure.remedy == "again":
-            again = request.again(not_before=now + round(self._delay(request.attempt) * 1e6))
-        else:
-            again = replace(request, not_before=now + round(PROPAGATION_SECONDS * 1e6))
-        return self._producer.send(self._topics.retry, again.encode(), again.partition_key)
-
-    def _until_done(
-        self,
-        action: Callable[[], T],
-        records: Sequence[Record],
-        stop: threading.Event,
-        spec: EncoderSpec | None = None,
-    ) -> T:
-        """Repeats an idempotent action until no outage is in its way.
-
-        Raises:
-            Abandoned: it was not done when `stop` came, when all partitions of the batch had gone to other workers, or
-                when the encoder had changed in the registry.
-        """
-        tries = 0
-        while True:
-            try:
-                return action()
-            except OUTAGES as error:
-                tries += 1
-                seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
-                level = logging.WARNING if tries < 4 else logging.ERROR
-                logger.log(level, "waiting %.1f s, then try %d: %r", seconds, tries + 1, error)
-            self._group.wait(seconds, stop)
-            if not self._group.still_has(records):
-                raise Abandoned("its partitions went to other workers")
-            if spec is not None and self._directory.specs.get(spec.view) != spec:
-                raise Abandoned(f"{spec.view} has changed in the registry")
-            if stop.is_set():
-                raise Abandoned("told to stop during an outage")
+    def _write(self, spec: EncoderSpec, batch: EmbeddedBatch | None, at_hand: AtHand) -> None:
+        if batch is None:
+            return
+        # History first: nothing is served whose row is not in history. Each is repeated by itself, so that an outage of
+        # the online store does not append to history over and over.
+        at_hand.until_done(partial(self._archive.append_history, spec, batch), spec)
+        at_hand.until_done(partial(self._archive.write_online, spec, batch), spec)
+        logger.info("%s: %d embeddings archived", spec.view, len(batch))
 
 
 def by_view(asked: Iterable[Asked]) -> list[tuple[EncoderSpec, list[Asked]]]:
@@ -372,7 +255,12 @@ def _rank(request: EmbedRequest) -> tuple[int, int]:
     return (request.requested_at, -request.attempt)
 
 
-def _failure(asked: Asked, reason: str, detail: str, remedy: Literal["again", "later", "never"]) -> Failure:
-    return Failure(
-        record=asked.record, request=asked.request, marked=True, reason=reason, detail=detail, remedy=remedy
-    )
+def _check(spec: EncoderSpec, count: int, encoded: Encoded) -> None:
+    if encoded.fingerprint != spec.fingerprint:
+        raise RetinaRefused(f"the reply is of fingerprint {encoded.fingerprint}, {spec.fingerprint} was asked for")
+    embedded = sum(not outcome.reason for outcome in encoded.outcomes)
+    if len(encoded.outcomes) != count or (embedded and encoded.vectors.shape != (embedded, spec.dim)):
+        raise RetinaRefused(
+            f"the reply has {len(encoded.outcomes)} outcomes and vectors of shape {encoded.vectors.shape}"
+            f" for {count} keys of {spec.dim} values"
+        )

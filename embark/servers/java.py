@@ -75,7 +75,7 @@ def class_path(
             built = jgo.build(
                 coordinates, cache_dir=cache, repositories=repositories, resolver=CountingResolver(arrived)
             )
-    except Exception as error:  # noqa: BLE001 - jgo raises whatever requests, zipfile and its parsers do
+    except Exception as error:
         raise JarsError(f"the jars of {coordinates} cannot be downloaded: {_first_line(error)}") from error
     jars = sorted(Path(jar) for jar in built.all_jars)
     _verify(jars, manifest)

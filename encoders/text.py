@@ -1,0 +1,132 @@
+"""The text encoder: LSTM and self-attention over hashed tokens."""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from encoders.compute import Forward
+from encoders.encoder import DecodeError
+from encoders.spec import EncoderSpec
+
+BUCKETS = 2**15  # a token's index is 1 + its bucket
+PADDING = 0
+DEFAULT_TOKENS = 64
+WIDTH = 128  # of token embeddings, and of the LSTM in each direction
+HEADS = 4
+
+
+def tokens(text: str) -> Iterator[str]:
+    """Words in lower case; each punctuation mark, symbol, emoji and East Asian character by itself.
+
+    A word is a run of letters, marks, digits and underscores of any script. Chinese and Japanese write no spaces, so a
+    run of wide characters would be one token that never comes twice.
+    """
+    word: list[str] = []
+    for character in text.lower():
+        in_word = unicodedata.category(character)[0] in "LMN" or character == "_"
+        if in_word and unicodedata.east_asian_width(character) not in "WF":
+            word.append(character)
+            continue
+        if word:
+            yield "".join(word)
+            word.clear()
+        if not character.isspace():
+            yield character
+    if word:
+        yield "".join(word)
+
+
+def token_index(token: str) -> int:
+    """1 to 2¹⁵, the same in every process: BLAKE2b of the token's UTF-8."""
+    digest = hashlib.blake2b(token.encode(), digest_size=8).digest()
+    return 1 + int.from_bytes(digest, "little") % BUCKETS
+
+
+class TextNetwork(nn.Module):
+    """Token indices (B, T), their counts (B,) → embeddings (B, dim).
+
+    B batch, T tokens, E = 2 x WIDTH, H heads, K = E / H.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        both = 2 * WIDTH
+        self.embedding = nn.Embedding(1 + BUCKETS, WIDTH, padding_idx=PADDING)
+        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True, bidirectional=True)
+        self.to_qkv = nn.Linear(both, 3 * both)
+        self.from_heads = nn.Linear(both, both)
+        self.norm = nn.LayerNorm(both)
+        self.out = nn.Linear(both, dim)
+
+    def forward(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
+        most = index_BT.shape[1]
+        is_token_BT = torch.arange(most, device=index_BT.device) < count_B[:, None]
+        embedded_BTW = self.embedding(index_BT)
+        # packed, so that the backward direction begins at the last token and not in the padding
+        packed = pack_padded_sequence(embedded_BTW, count_B.cpu(), batch_first=True, enforce_sorted=False)
+        read_BTE, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=most)
+        mixed_BTE = self.norm(read_BTE + self._attend(read_BTE, is_token_BT))
+        weight_BT1 = is_token_BT[:, :, None].to(mixed_BTE.dtype)
+        mean_BE = (mixed_BTE * weight_BT1).sum(1) / weight_BT1.sum(1)
+        embedding_BD: Tensor = self.out(mean_BE)
+        return embedding_BD
+
+    def _attend(self, read_BTE: Tensor, is_token_BT: Tensor) -> Tensor:
+        batch, most, both = read_BTE.shape
+        qkv_3BHTK = self.to_qkv(read_BTE).view(batch, most, 3, HEADS, both // HEADS).permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK.unbind(0)
+        is_key_B11T = is_token_BT[:, None, None, :]
+        attended_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=is_key_B11T)
+        attended_BTE: Tensor = self.from_heads(attended_BHTK.transpose(1, 2).reshape(batch, most, both))
+        return attended_BTE
+
+
+class TextEncoder:
+    """The text network as an encoder.
+
+    An embedding does not depend on the other texts of its batch, up to the rounding of float32 sums: 1e-5 for values
+    around 1.
+
+    Args:
+        spec: what it is, with the weights that were really loaded as `pinned`.
+        network: with its parameters set.
+        device: where it computes.
+    """
+
+    def __init__(self, spec: EncoderSpec, network: TextNetwork, device: torch.device) -> None:
+        self.spec = spec
+        self._most = (
+            DEFAULT_TOKENS if spec.preprocessing == "default" else int(spec.preprocessing.removeprefix("tokens:"))
+        )
+        self._forward = Forward(network, device, spec.dtype)
+
+    def prepare(self, content: bytes) -> Tensor:
+        """Indices (T,) int64 of the first tokens of a text in UTF-8; one index for a text without any token.
+
+        Raises:
+            DecodeError: no valid UTF-8.
+        """
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise DecodeError(f"the text is no valid UTF-8: {error}") from None
+        first = list(islice(tokens(text), self._most)) or [""]
+        return torch.tensor([token_index(token) for token in first])
+
+    def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Embeddings (B, dim) of B prepared texts.
+
+        Raises:
+            EncodeError: the network failed.
+        """
+        index_BT = pad_sequence(list(batch), batch_first=True, padding_value=PADDING)
+        count_B = torch.tensor([len(indices) for indices in batch])
+        return self._forward(index_BT, count_B)

@@ -1,0 +1,92 @@
+"""What goes away by itself, and waiting for it: a batch is finished late rather than lost."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cassandra import DriverException
+from cassandra.cluster import NoHostAvailable
+from cassandra.connection import ConnectionException
+from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
+
+from encoders.client import RetinaAway, RetinaBusy
+from encoders.spec import EncoderSpec
+from feature_repo.directory import EncoderDirectory
+from materializer.archive import ArchiveUnavailable
+from materializer.group import GroupMember, Record
+
+logger = logging.getLogger(__name__)
+
+MAX_STALL_SECONDS = 10.0  # between two tries: how late the return of what was down is noticed
+REBALANCE_SECONDS = 0.1  # a commit waits for the rebalance that the polls in between complete
+QUIET_TRIES = 3  # then it is no hiccup any more, and an operator should see it
+
+OUTAGES = (
+    ArchiveUnavailable,
+    RetinaAway,
+    RetinaBusy,
+    KafkaError,
+    NoHostAvailable,  # these three from the failure marks, which translate nothing
+    DriverException,
+    ConnectionException,
+    OSError,
+)
+
+T = TypeVar("T")
+
+
+class Abandoned(Exception):
+    """The batch at hand is not finished: nothing of it is committed, and whoever owns its partitions reads it again."""
+
+
+class AtHand:
+    """The records being worked on, and the patience to finish them.
+
+    Args:
+        records: what was taken from the group.
+        group: polled while waiting, so that it does not evict this worker.
+        directory: an encoder that changes there while the batch waits ends the waiting.
+        stop: ends it too.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], group: GroupMember, directory: EncoderDirectory, stop: threading.Event
+    ) -> None:
+        self.records = records
+        self._group = group
+        self._directory = directory
+        self._stop = stop
+
+    def until_done(self, action: Callable[[], T], spec: EncoderSpec | None = None) -> T:
+        """Repeats an idempotent action, on behalf of the encoder `spec` if any, until no outage is in its way.
+
+        Raises:
+            Abandoned: it was not done when all partitions of the batch had gone to other workers, when the encoder had
+                changed in the registry, or when the worker was told to stop.
+        """
+        tries = 0
+        while True:
+            try:
+                return action()
+            except (RebalanceInProgressError, CommitFailedError) as error:
+                seconds = REBALANCE_SECONDS
+                logger.debug("a rebalance is under way: %s", error)
+            except OUTAGES as error:
+                tries += 1
+                seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
+                level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
+                logger.log(
+                    level, "%d requests wait %.1f s, then try %d: %r", len(self.records), seconds, tries + 1, error
+                )
+            self._group.wait(seconds, self._stop)
+            if not self._group.still_has(self.records):
+                raise Abandoned("its partitions went to other workers")
+            if spec is not None and self._directory.specs.get(spec.view) != spec:
+                raise Abandoned(f"{spec.view} has changed in the registry")
+            if self._stop.is_set():
+                raise Abandoned("told to stop during an outage")
+
+    def keep_place(self) -> None:
+        """Between two slow steps: the group counts the time since the last poll."""
+        self._group.stay(0, self._stop)

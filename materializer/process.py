@@ -1,0 +1,155 @@
+"""A worker on the servers that the registry names: what `embark materialize` runs."""
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from feast import FeatureStore
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+
+from feature_repo.directory import EncoderDirectory
+from feature_repo.failures import CassandraFailureMarks
+from feature_repo.online_rows import FeastOnlineRows, connect
+from feature_repo.views import request_topic
+from materializer.archive import FeastArchive
+from materializer.assignor import PerTopicStickyAssignor
+from materializer.dead_letter import DeadLetter, read_dead_letters
+from materializer.messages import MAX_DEAD_LETTER_BYTES, Topics, ensure_topics
+from materializer.worker import Limits, Retina, Worker
+
+logger = logging.getLogger(__name__)
+
+BOOTSTRAP_MS = 10_000
+# > the slowest way from one poll to the next: Retina 60 s, history and online 20 s, the broker's acknowledgement of
+# failures 60 s and of the commit 30 s. Whatever takes longer fails, and waits with polls in between.
+MAX_POLL_INTERVAL_MS = 300_000
+# A worker that died is missed after so long; the client sends heartbeats on a thread of its own, so a slow batch is not
+# taken for a death.
+SESSION_TIMEOUT_MS = 15_000
+HEARTBEAT_MS = 1000  # how late a worker hears of a rebalance, which waits for the last one to hear of it
+CLOSE_SECONDS = 10.0  # everything sent has been waited for by then
+DELIVERY_TIMEOUT_MS = 45_000  # < the 60 s for which the worker waits for acknowledgements
+REQUEST_TIMEOUT_MS = 20_000
+
+
+class KafkaUnavailable(Exception):
+    """Kafka does not answer; the message says where and what to do."""
+
+
+def run_worker(
+    store: FeatureStore,
+    *,
+    directory: EncoderDirectory,
+    retina: Retina,
+    stop: threading.Event,
+    replication: int = 1,
+    limits: Limits | None = None,
+) -> None:
+    """Works until `stop` is set, then finishes the batch at hand and leaves the group.
+
+    Args:
+        store: an applied feature store, used by no other thread: Feast's registry cache belongs to one.
+        directory: the registered encoders, kept fresh by the caller.
+        retina: embeds; a `RetinaClient`, or in-process.
+        replication: copies of each message, where topics are still to be created.
+
+    Raises:
+        KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
+        FeastObjectNotFoundException: nothing has been applied yet.
+    """
+    servers, live = request_topic(store)
+    topics = Topics(live=live)
+    rows = FeastOnlineRows(store)
+    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    with kafka_reached(servers):
+        with closing(KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin:
+            ensure_topics(admin, topics, replication=replication)
+        producer = open_producer(servers)
+    try:
+        with kafka_reached(servers):
+            consumer = open_consumer(servers, topics)
+        worker = Worker(
+            consumer=consumer,
+            producer=producer,
+            retina=retina,
+            archive=FeastArchive(store, rows),
+            marks=marks,
+            directory=directory,
+            topics=topics,
+            limits=limits,
+        )
+        logger.info("taking requests from %s at %s", topics.live, servers)
+        worker.run(stop)
+    finally:
+        producer.close(timeout=CLOSE_SECONDS)
+
+
+def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
+    """The consumer of a worker: it commits only what it is told to."""
+    return KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        bootstrap_timeout_ms=BOOTSTRAP_MS,
+        client_id=f"embark-materializer-{socket.gethostname()}",
+        group_id=topics.group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",  # a first worker begins with what was asked before it came
+        # Named, since kafka-python's own choice takes all partitions from all workers at each change.
+        partition_assignment_strategy=[PerTopicStickyAssignor],
+        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        fetch_max_wait_ms=100,  # a lone request does not wait for company
+        allow_auto_create_topics=False,
+    )
+
+
+def open_producer(servers: str) -> KafkaProducer:
+    """The producer of retries and dead letters: acknowledged by all replicas, written once."""
+    return KafkaProducer(
+        bootstrap_servers=servers.split(","),
+        bootstrap_timeout_ms=BOOTSTRAP_MS,
+        client_id=f"embark-materializer-{socket.gethostname()}",
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        max_block_ms=REQUEST_TIMEOUT_MS,
+        max_request_size=MAX_DEAD_LETTER_BYTES,
+        allow_auto_create_topics=False,
+    )
+
+
+def dead_letters(store: FeatureStore) -> list[DeadLetter]:
+    """All dead letters of a feature store's requests, oldest first.
+
+    Raises:
+        KafkaUnavailable: Kafka does not answer.
+    """
+    servers, live = request_topic(store)
+    with (
+        kafka_reached(servers),
+        closing(
+            KafkaConsumer(
+                bootstrap_servers=servers.split(","),
+                bootstrap_timeout_ms=BOOTSTRAP_MS,
+                enable_auto_commit=False,
+                allow_auto_create_topics=False,
+            )
+        ) as consumer,
+    ):
+        return read_dead_letters(consumer, Topics(live=live))
+
+
+@contextmanager
+def kafka_reached(servers: str) -> Iterator[Any]:
+    """Translates Kafka's errors where a person waits for an answer."""
+    try:
+        yield
+    except KafkaError as error:
+        raise KafkaUnavailable(f"Kafka does not answer at {servers}: start the servers with `embark up`") from error

@@ -1,0 +1,134 @@
+"""The look-up: the archived embedding, or the view's OOV embedding and a request for the real one."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from cassandra import DriverException
+from cassandra.cluster import NoHostAvailable
+from numpy.typing import NDArray
+
+from encoders.keys import KeyRefused, canonical_key
+from encoders.spec import EncoderSpec
+from feature_repo.directory import EncoderDirectory
+from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.failures import FailureMarks
+from feature_repo.online_rows import OnlineRows, Rows, StoreUnavailable
+from serving.requests import RequestSink
+
+logger = logging.getLogger(__name__)
+
+
+class Archive(Protocol):
+    """Answers look-ups."""
+
+    def spec(self, view: str) -> EncoderSpec:
+        """The encoder of a view.
+
+        Raises:
+            UnknownView: there is none of that name.
+        """
+        ...
+
+    def lookup(self, view: str, keys: Sequence[str]) -> Embeddings:
+        """The embeddings of `keys`, in their order.
+
+        Raises:
+            UnknownView: there is no such view.
+        """
+        ...
+
+
+class EmbeddingArchive:
+    """Look-ups in the online store. Safe to share between threads.
+
+    Args:
+        directory: the registered encoders.
+        rows: the online store.
+        marks: keys that are known not to be embeddable.
+        requests: where missing keys are asked for.
+    """
+
+    def __init__(
+        self, directory: EncoderDirectory, rows: OnlineRows, marks: FailureMarks, requests: RequestSink
+    ) -> None:
+        self._directory = directory
+        self._rows = rows
+        self._marks = marks
+        self._requests = requests
+
+    def spec(self, view: str) -> EncoderSpec:
+        return self._directory.spec(view)
+
+    def lookup(self, view: str, keys: Sequence[str]) -> Embeddings:
+        spec = self._directory.spec(view)
+        answer = all_missing(spec, len(keys), Status.OOV)
+        # 1. canonical keys; one that cannot be a key costs only itself an answer
+        positions: dict[str, list[int]] = {}
+        for i, key in enumerate(keys):
+            try:
+                positions.setdefault(canonical_key(spec, key), []).append(i)
+            except KeyRefused as refusal:
+                answer.status[i] = Status.FAILED
+                answer.failures[i] = f"KeyRefused: {refusal}"
+        distinct = list(positions)
+        # 2. one read; a store that does not answer says nothing about any key
+        try:
+            rows = self._rows.read(spec, distinct)
+            missing = [key for key, found in zip(distinct, rows.found, strict=True) if not found]
+            marked = self._marks.read(view, missing) if missing else {}
+        except (StoreUnavailable, NoHostAvailable, DriverException, OSError) as outage:
+            logger.warning("%s: %d keys answered UNAVAILABLE: %s", view, len(distinct), outage)
+            for at in positions.values():
+                answer.status[at] = Status.UNAVAILABLE
+            return answer
+        for row, key in enumerate(distinct):
+            at = positions[key]
+            # 3. hits
+            if rows.found[row]:
+                answer.vectors[at] = rows.vectors[row]
+                answer.embedding_id[at] = rows.embedding_id[row]
+                answer.event_time[at] = rows.event_time[row]
+                answer.status[at] = Status.HIT
+            # 4. known not to be embeddable: nothing is asked for
+            elif key in marked:
+                answer.status[at] = Status.FAILED
+                answer.failures.update(dict.fromkeys(at, marked[key]))
+            # 5. unknown: asked for
+            else:
+                self._requests.offer(view, key)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRows:
+    """Online rows in memory, for tests: (view, key) → event time (µs), embedding id, vector (dim,)."""
+
+    rows: dict[tuple[str, str], tuple[int, int, NDArray[np.float32]]] = field(default_factory=dict)
+
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+        found = Rows.none_of(len(keys), spec.dim)
+        for i, key in enumerate(keys):
+            if (spec.view, key) in self.rows:
+                found.found[i] = True
+                found.event_time[i], found.embedding_id[i], found.vectors[i] = self.rows[spec.view, key]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class DownRows:
+    """An online store that never answers, for tests."""
+
+    reason: str = "planted"
+
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+        raise StoreUnavailable(self.reason)
+
+
+def memory_archive(
+    specs: Mapping[str, EncoderSpec], rows: OnlineRows, marks: FailureMarks, requests: RequestSink
+) -> EmbeddingArchive:
+    """An archive over parts in memory, for tests and examples."""
+    return EmbeddingArchive(EncoderDirectory(lambda: specs), rows, marks, requests)

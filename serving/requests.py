@@ -1,0 +1,164 @@
+"""Asking for embeddings: a bounded queue to Kafka that no look-up ever waits for."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, Full, Queue
+from typing import Any, Protocol
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from materializer.messages import EmbedRequest
+from materializer.process import kafka_reached
+
+logger = logging.getLogger(__name__)
+
+CAPACITY = 10_000  # requests that wait for Kafka: 80 MB of the longest keys
+WINDOW_SECONDS = 60.0  # a key is asked for once in it; embedding takes seconds, so one that is lost is asked for soon
+MAX_REMEMBERED = 200_000
+BACK_OFF_SECONDS = 1.0
+
+
+class RequestSink(Protocol):
+    """Takes requests for embeddings that are missing."""
+
+    def offer(self, view: str, key: str) -> bool:
+        """Asks for the embedding of a canonical key. Never blocks and never raises.
+
+        Returns whether the request was taken; one that was not is asked for again by the next look-up.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequests:
+    """Requests in memory: for tests, and for readers that shall not ask."""
+
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def offer(self, view: str, key: str) -> bool:
+        self.requests.append((view, key))
+        return True
+
+
+class RequestQueue:
+    """Publishes requests from a thread of its own: Kafka's client may block for long, a look-up must not.
+
+    A key is asked for once in a window, which starts when the broker has acknowledged the request; until then the
+    request under way counts. One that failed is forgotten, so that the next look-up asks again.
+
+    Args:
+        producer: a `KafkaProducer` with `acks="all"`; closed with the queue.
+        topic: of live requests.
+        capacity: requests that may wait; what is more is dropped and counted.
+        window: seconds.
+        clock: seconds since 1970: event time of a request, and age of a window.
+    """
+
+    def __init__(
+        self,
+        producer: Any,
+        topic: str,
+        *,
+        capacity: int = CAPACITY,
+        window: float = WINDOW_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._window = window
+        self._clock = clock
+        self._waiting: Queue[EmbedRequest] = Queue(capacity)
+        self._lock = threading.Lock()
+        self._asked: OrderedDict[tuple[str, str], float | None] = OrderedDict()  # → end of window; None: under way
+        self._closing = threading.Event()
+        self._failing = False
+        self.dropped = 0
+        self.published = 0
+        self._thread = threading.Thread(target=self._publish_until_closed, name="request-queue", daemon=True)
+        self._thread.start()
+
+    def offer(self, view: str, key: str) -> bool:
+        now = self._clock()
+        claim = (view, key)
+        with self._lock:
+            if claim in self._asked:
+                until = self._asked[claim]
+                if until is None or until > now:
+                    return False
+                del self._asked[claim]
+            try:
+                self._waiting.put_nowait(EmbedRequest(view=view, key=key, requested_at=int(now * 1_000_000)))
+            except Full:
+                self.dropped += 1
+                return False
+            self._asked[claim] = None
+            while len(self._asked) > MAX_REMEMBERED:  # forgetting one costs at most a request too many
+                self._asked.popitem(last=False)
+        return True
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Publishes what waits, for up to `timeout` seconds, then closes the producer."""
+        self._closing.set()
+        self._thread.join(timeout)
+        self._producer.close(timeout)
+
+    def _publish_until_closed(self) -> None:
+        while not (self._closing.is_set() and self._waiting.empty()):
+            try:
+                request = self._waiting.get(timeout=0.2)
+            except Empty:
+                continue
+            self._publish(request)
+
+    def _publish(self, request: EmbedRequest) -> None:
+        claim = (request.view, request.key)
+        try:
+            sent = self._producer.send(self._topic, key=request.partition_key, value=request.encode())
+        except KafkaError as error:
+            self._failed(claim, error)
+            self._closing.wait(BACK_OFF_SECONDS)  # requests queue up meanwhile; a full queue drops
+            return
+        sent.add_callback(lambda _: self._acknowledged(claim))
+        sent.add_errback(lambda error: self._failed(claim, error))
+
+    def _acknowledged(self, claim: tuple[str, str]) -> None:
+        with self._lock:
+            self.published += 1
+            self._asked[claim] = self._clock() + self._window
+            self._asked.move_to_end(claim)
+        if self._failing:
+            self._failing = False
+            logger.warning("Kafka takes requests again")
+
+    def _failed(self, claim: tuple[str, str], error: BaseException) -> None:
+        with self._lock:
+            self._asked.pop(claim, None)
+        if not self._failing:  # once an outage, not once a request
+            self._failing = True
+            logger.warning("Kafka does not take requests (%r): misses stay OOV until it does", error)
+
+
+def open_producer(servers: str) -> KafkaProducer:
+    """The producer of requests: small batches, acknowledged by all replicas.
+
+    Raises:
+        KafkaUnavailable: Kafka does not answer.
+    """
+    with kafka_reached(servers):
+        return KafkaProducer(
+            bootstrap_servers=servers.split(","),
+            bootstrap_timeout_ms=10_000,
+            client_id="embark-serve",
+            acks="all",
+            linger_ms=5,
+            compression_type="lz4",
+            max_block_ms=2_000,
+            delivery_timeout_ms=30_000,
+            request_timeout_ms=10_000,
+            allow_auto_create_topics=False,
+        )
