@@ -316,3 +316,53 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
         print_answer(out, view, keys, answer, milliseconds)
     if not (answer.status == Status.HIT).all():
         raise click.exceptions.Exit(1)
+
+
+# ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cli.command()
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("demo-report.html"),
+    show_default=True,
+    help="Write the HTML report here.",
+)
+@click.option("--keep", is_flag=True, help="Keep data and logs; they are kept where the demo does not hold.")
+@click.pass_obj
+@one_line_errors
+def demo(settings: Settings, json_file: Path | None, report: Path, keep: bool) -> None:
+    """See all of it work on real servers, on free ports; everything is stopped at the end.
+
+    Exits with 0 if every step held. Needs no internet but the package registries; without pretrained weights it uses
+    random ones and says so.
+    """
+    import kafka  # noqa: F401 - before Feast, which from then on shows the deprecation warnings of every library
+
+    from embark.demo import Demo
+
+    result = Demo(settings, out, settings.state.resolve() / "demo", keep=keep).run(report)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.to_json(), indent=2))
+        out.print(f"figures: {json_file.resolve()}")
+    for note in result.notes:
+        out.print(f"[yellow]{note}[/]")
+    out.print("[green]every step held[/]" if result.held else "[red]not every step held[/]")
+    if not result.held:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@one_line_errors
+def photographs(port: int) -> None:
+    """Serve the demo's photographs on this machine, for something to look up. Stops with Ctrl-C."""
+    from embark.parts import stopped_by_signals
+    from embark.photographs import PhotographServer
+
+    with stopped_by_signals() as stop, PhotographServer(port) as server:
+        for url in server.urls.values():
+            out.print(url)
+        stop.wait()

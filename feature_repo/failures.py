@@ -42,8 +42,8 @@ class CassandraFailureMarks:
         self._session = session
         table = f'"{keyspace}"."{project}_failures"'
         session.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} (feature_view text, key text, why text, PRIMARY KEY ((feature_view, key)))"
-            " WITH gc_grace_seconds = 86400"
+            f"CREATE TABLE IF NOT EXISTS {table}"
+            " (feature_view text, key text, why text, PRIMARY KEY ((feature_view, key)))"
         )
         self._insert = session.prepare(f"INSERT INTO {table} (feature_view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
         self._select = session.prepare(f"SELECT key, why FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608

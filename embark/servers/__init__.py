@@ -1,23 +1,25 @@
 """Local servers: a real Kafka and a real Cassandra, one of each or a cluster, with nothing installed."""
 
 import json
-import os
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
-from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable, Session
 from cassandra.policies import RoundRobinPolicy
 from filelock import FileLock
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from embark.servers import cassandra, java, kafka
+from embark.servers.cassandra import Node
+from embark.servers.kafka import Broker
 from embark.servers.processes import ServerProcess, ServersError
 
 __all__ = ["LocalServers", "ServerStatus", "ServersError", "free_port"]
@@ -62,7 +64,6 @@ class LocalServers:
         kafka_port, cassandra_port: where clients connect, the same on each address.
         nodes: size of both clusters.
         keyspace: created at `up`, replicated `min(nodes, 3)` times.
-        verified: file that remembers which jars were verified; shared between states.
     """
 
     state: Path
@@ -104,10 +105,10 @@ class LocalServers:
         with FileLock(self.state / "up.lock"):
             layout = self._layout()
             brokers, nodes = self._brokers(layout), self._nodes(layout)
-            idle = [each for each in [*brokers, *nodes] if each.server.process() is None]
+            idle = [each for each in self._all(layout) if each.server.process() is None]
             for each in idle:
-                ports = [each.port, each.controller_port if isinstance(each, kafka.Broker) else each.storage_port]
-                for port in ports:
+                inner = each.controller_port if isinstance(each, Broker) else each.storage_port
+                for port in (each.port, inner):
                     check_port(each.server.name, each.address, port)
             self._check_memory(idle, psutil.virtual_memory().available // MB if available_mb is None else available_mb)
             kafka_jars, cassandra_jars = self._jars(report, arrived)
@@ -121,11 +122,11 @@ class LocalServers:
                     if node in idle:
                         node.start(cassandra_jars)
                     if self.nodes > 1:  # one joins the ring at a time
-                        node.server.wait_until(lambda node=node: _cql_ready(node), cassandra.READY_SECONDS)
+                        node.server.wait_until(partial(_cql_ready, node), cassandra.READY_SECONDS)
                 for node in nodes:
-                    node.server.wait_until(lambda node=node: _cql_ready(node), cassandra.READY_SECONDS)
+                    node.server.wait_until(partial(_cql_ready, node), cassandra.READY_SECONDS)
                 for broker in brokers:
-                    broker.server.wait_until(lambda broker=broker: _kafka_ready(broker), kafka.READY_SECONDS)
+                    broker.server.wait_until(partial(_kafka_ready, broker), kafka.READY_SECONDS)
                 self._create_keyspace(nodes[0])
             except BaseException:
                 for each in idle:  # half a start is no start
@@ -137,26 +138,24 @@ class LocalServers:
         layout = self._stored_layout()
         if layout is None:
             return []
-        servers = [each.server for each in [*self._nodes(layout), *self._brokers(layout)]]
-        running = [server for server in servers if server.process() is not None]
-        for server in running:  # all at once: each takes seconds
-            if process := server.process():
-                process.terminate()
-        return [server.name for server in running if server.stop() or True]
+        running = [each.server for each in self._all(layout) if each.server.process() is not None]
+        with ThreadPoolExecutor() as pool:  # all at once: each takes seconds
+            list(pool.map(ServerProcess.stop, running))
+        return [server.name for server in running]
 
     def status(self) -> list[ServerStatus]:
         """The servers of this state, in order; none before the first `up`."""
         layout = self._stored_layout()
         if layout is None:
             return []
-        found = []
-        for broker in self._brokers(layout):
-            found.append(_status(broker.server, java.KAFKA_VERSION, broker.address, broker.port, _kafka_ready(broker)))
+        found = [
+            _status(broker.server, java.KAFKA_VERSION, broker.address, broker.port, _kafka_ready(broker))
+            for broker in self._brokers(layout)
+        ]
         for node in self._nodes(layout):
             version = _cql_version(node)
-            found.append(
-                _status(node.server, version or java.CASSANDRA_VERSION, node.address, node.port, version is not None)
-            )
+            shown = version or java.CASSANDRA_VERSION
+            found.append(_status(node.server, shown, node.address, node.port, version is not None))
         return found
 
     def process(self, name: str) -> ServerProcess:
@@ -166,7 +165,7 @@ class LocalServers:
             ServersError: there is no such server.
         """
         layout = self._stored_layout()
-        servers = [e.server for e in [*self._brokers(layout), *self._nodes(layout)]] if layout else []
+        servers = [each.server for each in self._all(layout)] if layout else []
         for server in servers:
             if server.name == name:
                 return server
@@ -190,23 +189,25 @@ class LocalServers:
             )
         elif stored.nodes != self.nodes:
             raise ServersError(
-                f"{self.state} holds the data of {stored.nodes} node(s), not {self.nodes}: `embark down`, then use another "
-                "EMBARK_STATE or remove that folder"
+                f"{self.state} holds the data of {stored.nodes} node(s), not {self.nodes}: `embark down`, then use "
+                "another EMBARK_STATE or remove that folder"
             )
         elif (stored.kafka_port, stored.cassandra_port) != (self.kafka_port, self.cassandra_port):
-            servers = [each.server for each in [*self._brokers(stored), *self._nodes(stored)]]
-            if any(server.process() for server in servers):
+            if any(each.server.process() for each in self._all(stored)):
                 raise ServersError(
-                    f"servers run already on ports {stored.kafka_port} (Kafka) and {stored.cassandra_port} (Cassandra): "
-                    "`embark down` before another choice of ports"
+                    f"servers run already on ports {stored.kafka_port} (Kafka) and {stored.cassandra_port} (Cassandra);"
+                    " `embark down` before another choice of ports"
                 )
             stored = Layout(**{**asdict(stored), "kafka_port": self.kafka_port, "cassandra_port": self.cassandra_port})
         (self.state / "layout.json").write_text(json.dumps(asdict(stored), indent=1))
         return stored
 
-    def _brokers(self, layout: Layout) -> list[kafka.Broker]:
+    def _all(self, layout: Layout) -> list[Broker | Node]:
+        return [*self._brokers(layout), *self._nodes(layout)]
+
+    def _brokers(self, layout: Layout) -> list[Broker]:
         return [
-            kafka.Broker(
+            Broker(
                 node=n,
                 address=f"127.0.0.{n}",
                 port=layout.kafka_port,
@@ -218,9 +219,9 @@ class LocalServers:
             for n in range(1, layout.nodes + 1)
         ]
 
-    def _nodes(self, layout: Layout) -> list[cassandra.Node]:
+    def _nodes(self, layout: Layout) -> list[Node]:
         return [
-            cassandra.Node(
+            Node(
                 node=n,
                 address=f"127.0.0.{n}",
                 port=layout.cassandra_port,
@@ -231,8 +232,8 @@ class LocalServers:
             for n in range(1, layout.nodes + 1)
         ]
 
-    def _check_memory(self, idle: list[kafka.Broker | cassandra.Node], available_mb: int) -> None:
-        heaps = [kafka.HEAP_MB if isinstance(each, kafka.Broker) else cassandra.heap_mb(each.nodes) for each in idle]
+    def _check_memory(self, idle: list[Broker | Node], available_mb: int) -> None:
+        heaps = [kafka.HEAP_MB if isinstance(each, Broker) else cassandra.heap_mb(each.nodes) for each in idle]
         needed = sum(heap + OVERHEAD_MB for heap in heaps)
         if needed > available_mb:
             raise ServersError(
@@ -252,7 +253,7 @@ class LocalServers:
         except java.JarsError as error:
             raise ServersError(str(error)) from error
 
-    def _create_keyspace(self, node: cassandra.Node) -> None:
+    def _create_keyspace(self, node: Node) -> None:
         with _cql(node) as session:
             session.execute(
                 f'CREATE KEYSPACE IF NOT EXISTS "{self.keyspace}" WITH replication = '
@@ -305,7 +306,7 @@ def _status(server: ServerProcess, version: str, address: str, port: int, answer
     )
 
 
-def _kafka_ready(broker: kafka.Broker) -> bool:
+def _kafka_ready(broker: Broker) -> bool:
     if not _listens(broker.address, broker.port):
         return False
     try:
@@ -320,11 +321,11 @@ def _kafka_ready(broker: kafka.Broker) -> bool:
         admin.close()
 
 
-def _cql_ready(node: cassandra.Node) -> bool:
+def _cql_ready(node: Node) -> bool:
     return _cql_version(node) is not None
 
 
-def _cql_version(node: cassandra.Node) -> str | None:
+def _cql_version(node: Node) -> str | None:
     if not _listens(node.address, node.port):
         return None
     try:
@@ -335,9 +336,11 @@ def _cql_version(node: cassandra.Node) -> str | None:
 
 
 @contextmanager
-def _cql(node: cassandra.Node) -> Iterator[object]:
+def _cql(node: Node) -> Iterator[Session]:
     profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), request_timeout=10.0)
-    cluster = Cluster([node.address], port=node.port, execution_profiles={EXEC_PROFILE_DEFAULT: profile})
+    cluster = Cluster(
+        [node.address], port=node.port, protocol_version=5, execution_profiles={EXEC_PROFILE_DEFAULT: profile}
+    )
     try:
         yield cluster.connect()
     finally:

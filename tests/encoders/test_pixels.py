@@ -162,11 +162,10 @@ def test_a_damaged_file_gives_a_picture_or_a_decode_error(kind: str, changes: li
         content[position % len(content)] = value
     try:
         decoded = decode(bytes(content))
-    except DecodeError as error:
-        assert str(error)
-    else:
-        assert decoded.mode == "RGB"
-        assert decoded.tobytes()
+    except DecodeError:
+        return
+    assert decoded.mode == "RGB"
+    assert decoded.tobytes()
 
 
 def test_decoding_leaves_the_file_alone() -> None:
