@@ -23,9 +23,11 @@ def write_report(path: Path, result: DemoResult, pictures: Mapping[str, bytes]) 
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     titles = {item.key: item.title for item in result.items}
+    uris = _pictures(result.items, pictures)
     page = environment.get_template("report.html.j2").render(
         result=result,
-        pictures=_pictures(result.items, pictures),
+        pictures=uris,
+        numbers={key: f"p{i}" for i, key in enumerate(uris, 1)},  # each picture stands in the file once
         titles=titles,
         views=list(dict.fromkeys(item.view for item in result.items)),
         by_title=_by_title(result.items),
