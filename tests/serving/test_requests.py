@@ -1,0 +1,108 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from materializer.messages import EmbedRequest
+from serving.requests import RequestQueue
+from tests.serving.fakes import FakeProducer
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def producer() -> FakeProducer:
+    return FakeProducer()
+
+
+@pytest.fixture
+def queue(producer: FakeProducer, clock: Clock) -> Iterator[RequestQueue]:
+    queue = RequestQueue(producer, "requests", capacity=2, window=60, clock=clock)
+    yield queue
+    producer.gate.set()
+    queue.close(5)
+
+
+def arrived(producer: FakeProducer, count: int = 1) -> None:
+    for _ in range(count):
+        assert producer.arrived.acquire(timeout=20)
+
+
+def test_a_request_says_what_is_asked_for_and_since_when(queue: RequestQueue, producer: FakeProducer) -> None:
+    assert queue.offer("v", "k")
+    arrived(producer)
+    assert EmbedRequest.decode(producer.sent[0].value) == EmbedRequest(view="v", key="k", requested_at=10**12)
+
+
+def test_a_request_under_way_is_not_repeated(queue: RequestQueue, producer: FakeProducer, clock: Clock) -> None:
+    queue.offer("v", "k")
+    arrived(producer)
+    clock.now += 3600  # the broker has not acknowledged it: the window has not begun
+    assert not queue.offer("v", "k")
+    assert queue.offer("w", "k")
+
+
+def test_the_window_begins_with_the_acknowledgement(queue: RequestQueue, producer: FakeProducer, clock: Clock) -> None:
+    queue.offer("v", "k")
+    arrived(producer)
+    clock.now += 3600
+    producer.sent[0].acknowledge()
+    clock.now += 59
+    assert not queue.offer("v", "k")
+    clock.now += 2
+    assert queue.offer("v", "k")
+
+
+def test_a_request_that_failed_is_asked_for_by_the_next_look_up(queue: RequestQueue, producer: FakeProducer) -> None:
+    queue.offer("v", "k")
+    arrived(producer)
+    producer.sent[0].fail()
+    assert queue.offer("v", "k")
+
+
+def test_a_full_queue_drops_and_never_blocks(queue: RequestQueue, producer: FakeProducer) -> None:
+    producer.gate.clear()  # Kafka's client blocks, as it may for a minute
+    taken = [queue.offer("v", f"k{i}") for i in range(50)]
+    assert 2 <= sum(taken) <= 3  # two wait, one may be with the client
+    assert queue.dropped == 50 - sum(taken)
+
+
+def test_what_was_dropped_is_taken_when_there_is_room(queue: RequestQueue, producer: FakeProducer) -> None:
+    producer.gate.clear()
+    for i in range(50):
+        queue.offer("v", f"k{i}")
+    producer.gate.set()
+    arrived(producer, 2)
+    assert queue.offer("v", "k49")
+
+
+def test_an_outage_of_kafka_loses_no_key_for_good(queue: RequestQueue, producer: FakeProducer) -> None:
+    producer.down = True
+    queue.offer("v", "k")
+    arrived(producer)
+    producer.down = False
+    while not queue.offer("v", "k"):  # free again as soon as the failure has been noted
+        threading.Event().wait(0.01)
+    arrived(producer)
+    assert EmbedRequest.decode(producer.sent[0].value).key == "k"
+
+
+def test_closing_publishes_what_waits(producer: FakeProducer, clock: Clock) -> None:
+    queue = RequestQueue(producer, "requests", clock=clock)
+    for i in range(20):
+        queue.offer("v", f"k{i}")
+    queue.close(10)
+    assert len(producer.sent) == 20
+    assert producer.closed
