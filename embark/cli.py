@@ -55,7 +55,7 @@ EXPECTED_ERRORS = {
     "embark.repo": "RepoError",
     "embark.servers": "ServersError",
     "encoders.spec": "SpecError",
-    "feature_repo.online_rows": "StoreUnavailable",
+    "feature_repo.session": "StoreUnavailable",
     "materializer.process": "KafkaUnavailable",
     "serving.client": "ClientError",
 }
@@ -207,7 +207,7 @@ def init(folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, 
 def apply(settings: Settings, as_json: bool) -> None:
     """Register the encoders of the feature repo: what `feast apply` does, with one-line errors."""
     from embark.repo import apply_repo, open_store
-    from feature_repo.online_rows import connect
+    from feature_repo.session import connect
     from feature_repo.views import encoder_specs
 
     store = open_store(settings.repo)

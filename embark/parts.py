@@ -70,7 +70,8 @@ def run_embark(settings: Settings) -> None:
     from kafka import KafkaAdminClient
 
     from feature_repo.failures import CassandraFailureMarks
-    from feature_repo.online_rows import FeastOnlineRows, connect
+    from feature_repo.online_rows import FeastOnlineRows
+    from feature_repo.session import connect
     from feature_repo.views import request_topic
     from materializer.messages import Topics, ensure_topics
     from materializer.process import kafka_reached

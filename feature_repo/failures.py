@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from cassandra.concurrent import execute_concurrent_with_args
 
+from feature_repo.session import store_errors
+
 MARK_SECONDS = 24 * 3600  # a permanent failure is tried again a day later: pictures get repaired
 CONCURRENCY = 64
 
 
 class FailureMarks(Protocol):
-    """Reads and writes failure marks; every method may raise what the store behind it raises."""
+    """Reads and writes failure marks; every method raises StoreUnavailable where the store does not answer."""
 
     def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
         """Marks keys as failed, key → "reason: detail", for `seconds`."""
@@ -62,8 +64,9 @@ class CassandraFailureMarks:
     def _execute(self, statement: Any, rows: list[tuple[Any, ...]]) -> list[Any]:
         if not rows:
             return []
-        results = execute_concurrent_with_args(self._session, statement, rows, concurrency=CONCURRENCY)
-        return [result for _, result in results]
+        with store_errors("failure marks"):
+            results = execute_concurrent_with_args(self._session, statement, rows, concurrency=CONCURRENCY)
+            return [result for _, result in results]
 
 
 @dataclass(frozen=True, slots=True)

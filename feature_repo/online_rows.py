@@ -4,24 +4,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from cassandra import DriverException
-from cassandra.cluster import NoHostAvailable
 from feast import FeatureStore, FeatureView
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
+from feature_repo.session import connect, store_errors
 from feature_repo.views import EMBEDDING, EMBEDDING_ID
 
 logger = logging.getLogger(__name__)
-
-
-class StoreUnavailable(Exception):
-    """The online store did not answer; the message says which and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +69,10 @@ class FeastOnlineRows:
         if not keys:
             return rows
         entity_keys = [EntityKey(join_keys=[spec.join_key], entity_values=[Value(string_val=key)]) for key in keys]
-        try:
+        with store_errors(spec.view):
             answers = self._store._get_provider().online_read(
                 self._store.config, self._view(spec), entity_keys, [EMBEDDING, EMBEDDING_ID]
             )
-        except (NoHostAvailable, DriverException, OSError) as error:
-            raise StoreUnavailable(f"the online store did not answer: {error}") from error
         for i, (event_time, values) in enumerate(answers):
             if not values or EMBEDDING not in values or EMBEDDING_ID not in values:
                 continue  # a row is visible only when it is whole
@@ -101,22 +94,6 @@ class FeastOnlineRows:
         if identity not in self._views:
             self._views[identity] = self._store.get_feature_view(spec.view)
         return self._views[identity]
-
-
-def connect(store: FeatureStore) -> Any:
-    """The Cassandra session of a feature store's online store, opened if need be.
-
-    Raises:
-        StoreUnavailable: it cannot be reached.
-    """
-    config = store.config.online_store
-    try:
-        return store._get_provider().online_store._get_session(store.config)
-    except (NoHostAvailable, DriverException, OSError) as error:
-        raise StoreUnavailable(
-            f"Cassandra does not answer at {', '.join(config.hosts or [])}:{config.port or 9042}"
-            f" (keyspace {config.keyspace!r}): start the servers with `embark up`"
-        ) from error
 
 
 def _micros(moment: datetime | None) -> int:

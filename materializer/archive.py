@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import embedding_id
 from feature_repo.offline_store import ensure_readable
-from feature_repo.online_rows import OnlineRows, StoreUnavailable
+from feature_repo.online_rows import OnlineRows
+from feature_repo.session import StoreUnavailable
 from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_ID, EVENT_TIME, push_source_name
 
 

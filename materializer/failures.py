@@ -82,7 +82,7 @@ class Failures:
 
         Raises:
             KafkaError: not all were acknowledged.
-            Exception: what the store of the marks raises.
+            StoreUnavailable: the keys could not be marked.
         """
         sent = [self._send(failure) for failure in failures]
         if sent:

@@ -198,5 +198,10 @@ def _differences(admin: Any, name: str, wanted: dict[str, Any]) -> list[str]:
     found = [] if partitions == wanted["num_partitions"] else [("partitions", partitions, wanted["num_partitions"])]
     answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
     settings = answer["topic"][name]
-    found += [(k, settings[k]["value"], v) for k, v in wanted["configs"].items() if k in settings and settings[k]["value"] != v]
+    known = {
+        name: settings[name]["value"] for name in wanted["configs"] if name in settings
+    }  # defaults may be left out
+    found += [
+        (name, value, wanted["configs"][name]) for name, value in known.items() if value != wanted["configs"][name]
+    ]
     return [f"{what} is {found}, {expected} is expected" for what, found, expected in found]

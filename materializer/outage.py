@@ -5,14 +5,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cassandra import DriverException
-from cassandra.cluster import NoHostAvailable
-from cassandra.connection import ConnectionException
 from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
 
 from encoders.client import RetinaAway, RetinaBusy
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
+from feature_repo.session import StoreUnavailable
 from materializer.archive import ArchiveUnavailable
 from materializer.group import GroupMember, Record
 
@@ -27,9 +25,7 @@ OUTAGES = (
     RetinaAway,
     RetinaBusy,
     KafkaError,
-    NoHostAvailable,  # these three from the failure marks, which translate nothing
-    DriverException,
-    ConnectionException,
+    StoreUnavailable,  # of the failure marks
     OSError,
 )
 

@@ -13,10 +13,12 @@ from kafka.errors import KafkaError
 
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
-from feature_repo.online_rows import FeastOnlineRows, connect
+from feature_repo.online_rows import FeastOnlineRows
+from feature_repo.session import connect
 from feature_repo.views import request_topic
 from materializer.archive import FeastArchive
 from materializer.assignor import PerTopicStickyAssignor
+from materializer.consumer import ResumingConsumer
 from materializer.dead_letter import DeadLetter, read_dead_letters
 from materializer.messages import MAX_DEAD_LETTER_BYTES, Topics, ensure_topics
 from materializer.worker import Limits, Retina, Worker
@@ -90,7 +92,7 @@ def run_worker(
 
 def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
     """The consumer of a worker: it commits only what it is told to."""
-    return KafkaConsumer(
+    return ResumingConsumer(
         bootstrap_servers=servers.split(","),
         bootstrap_timeout_ms=BOOTSTRAP_MS,
         client_id=f"embark-materializer-{socket.gethostname()}",

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from cassandra import DriverException
-from cassandra.cluster import NoHostAvailable
 from numpy.typing import NDArray
 
 from encoders.keys import KeyRefused, canonical_key
@@ -15,7 +13,8 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import FailureMarks
-from feature_repo.online_rows import OnlineRows, Rows, StoreUnavailable
+from feature_repo.online_rows import OnlineRows, Rows
+from feature_repo.session import StoreUnavailable
 from serving.requests import RequestSink
 
 logger = logging.getLogger(__name__)
@@ -77,28 +76,38 @@ class EmbeddingArchive:
         # 2. one read; a store that does not answer says nothing about any key
         try:
             rows = self._rows.read(spec, distinct)
-            missing = [key for key, found in zip(distinct, rows.found, strict=True) if not found]
-            marked = self._marks.read(view, missing) if missing else {}
-        except (StoreUnavailable, NoHostAvailable, DriverException, OSError) as outage:
-            logger.warning("%s: %d keys answered UNAVAILABLE: %s", view, len(distinct), outage)
-            for at in positions.values():
-                answer.status[at] = Status.UNAVAILABLE
-            return answer
+        except StoreUnavailable as outage:
+            return self._unavailable(answer, positions, distinct, outage)
+        # 3. hits
         for row, key in enumerate(distinct):
-            at = positions[key]
-            # 3. hits
             if rows.found[row]:
+                at = positions[key]
                 answer.vectors[at] = rows.vectors[row]
                 answer.embedding_id[at] = rows.embedding_id[row]
                 answer.event_time[at] = rows.event_time[row]
                 answer.status[at] = Status.HIT
-            # 4. known not to be embeddable: nothing is asked for
-            elif key in marked:
-                answer.status[at] = Status.FAILED
-                answer.failures.update(dict.fromkeys(at, marked[key]))
-            # 5. unknown: asked for
-            else:
+        # 4. known not to be embeddable: nothing is asked for
+        missing = [key for key, found in zip(distinct, rows.found, strict=True) if not found]
+        try:
+            marked = self._marks.read(view, missing) if missing else {}
+        except StoreUnavailable as outage:
+            return self._unavailable(answer, positions, missing, outage)
+        for key, why in marked.items():
+            answer.status[positions[key]] = Status.FAILED
+            answer.failures.update(dict.fromkeys(positions[key], why))
+        # 5. unknown: asked for
+        for key in missing:
+            if key not in marked:
                 self._requests.offer(view, key)
+        return answer
+
+    def _unavailable(
+        self, answer: Embeddings, positions: Mapping[str, list[int]], keys: Sequence[str], outage: StoreUnavailable
+    ) -> Embeddings:
+        """The answer with `keys` UNAVAILABLE: an outage is no reason to ask for anything."""
+        logger.warning("%d keys answered UNAVAILABLE: %s", len(keys), outage)
+        for key in keys:
+            answer.status[positions[key]] = Status.UNAVAILABLE
         return answer
 
 
@@ -124,6 +133,22 @@ class DownRows:
     reason: str = "planted"
 
     def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+        raise StoreUnavailable(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class DownMarks:
+    """Failure marks whose store never answers, for tests."""
+
+    reason: str = "planted"
+
+    def mark(self, view: str, failures: Mapping[str, str], seconds: int = 0) -> None:
+        raise StoreUnavailable(self.reason)
+
+    def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
+        raise StoreUnavailable(self.reason)
+
+    def clear(self, view: str, keys: Sequence[str]) -> None:
         raise StoreUnavailable(self.reason)
 
 

@@ -15,7 +15,7 @@ from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status, all_missing
 from feature_repo.failures import CassandraFailureMarks, FailureMarks
-from feature_repo.online_rows import connect
+from feature_repo.session import connect
 from feature_repo.views import EMBEDDING, EMBEDDING_ID, request_topic
 from materializer.messages import Topics
 from serving.requests import RequestQueue, RequestSink, open_producer

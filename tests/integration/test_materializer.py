@@ -20,9 +20,11 @@ from encoders.client import Encoded, MemoryRetina, Outcome
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
-from feature_repo.online_rows import FeastOnlineRows, Rows, connect
+from feature_repo.online_rows import FeastOnlineRows, Rows
+from feature_repo.session import connect
 from feature_repo.views import encoder_specs, request_topic
 from materializer.archive import EmbeddedBatch, FeastArchive
+from materializer.consumer import ResumingConsumer
 from materializer.dead_letter import read_dead_letters
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from materializer.process import dead_letters, open_consumer, open_producer, run_worker
@@ -286,6 +288,25 @@ def test_a_crash_between_history_and_online_leaves_one_row_to_a_reader(bench: Be
     assert len(past) == len(keys)
     assert list(past["embedding_id"]) == list(first["embedding_id"]) == list(bench.online(keys).embedding_id)
     assert bench.lag() == 0
+
+
+def test_a_partition_that_was_paused_is_read_to_its_end(bench: Bench) -> None:
+    bench.ask([f"text {i}" for i in range(40)])
+    partitions = [TopicPartition(bench.topics.live, p) for p in range(6)]
+    read = 0
+    with closing(ResumingConsumer(bootstrap_servers=bench.kafka)) as consumer:
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        for _ in range(60):
+            read += sum(map(len, consumer.poll(timeout_ms=100, max_records=3).values()))
+            # Each in turn, so that several are set aside at once.
+            for paused in partitions:
+                consumer.pause(paused)
+                read += sum(map(len, consumer.poll(timeout_ms=1, max_records=1).values()))
+            consumer.resume(*partitions)
+            if read == 40:
+                break
+    assert read == 40
 
 
 def test_two_workers_share_the_partitions_and_a_rebalance_loses_nothing(bench: Bench) -> None:

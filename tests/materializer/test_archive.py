@@ -12,7 +12,8 @@ from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import embedding_id
-from feature_repo.online_rows import Rows, StoreUnavailable
+from feature_repo.online_rows import Rows
+from feature_repo.session import StoreUnavailable
 from feature_repo.views import feature_view
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, FeastArchive, MemoryArchive, frame
 

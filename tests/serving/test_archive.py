@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from feature_repo.directory import UnknownView
 from feature_repo.embeddings import OOV_KEY, Status, embedding_id, oov_vector
-from serving.archive import DownRows, memory_archive
+from serving.archive import DownMarks, DownRows, memory_archive
 from tests.serving.fakes import IMAGE, SPECS, TEXT, Parts
 
 URL = "http://a.example/x.jpg"
@@ -68,6 +68,14 @@ def test_a_store_that_does_not_answer_makes_no_request_storm() -> None:
     answer = archive.lookup(IMAGE.view, [URL, "no-url"])
     assert list(answer.status) == [Status.UNAVAILABLE, Status.FAILED]
     assert not answer.vectors.any()
+    assert parts.requests.requests == []
+
+
+def test_hits_are_served_though_the_marks_cannot_be_read() -> None:
+    parts = Parts()
+    parts.add(TEXT, "cat", 1.0)
+    archive = memory_archive(SPECS, parts.rows, DownMarks(), parts.requests)
+    assert list(archive.lookup(TEXT.view, ["dog", "cat"]).status) == [Status.UNAVAILABLE, Status.HIT]
     assert parts.requests.requests == []
 
 
