@@ -23,13 +23,23 @@ class ChildProcess:
         arguments: of the `embark` command.
         environment: the whole environment of the process.
         log: file for its output.
+        folder: in which it runs; this process's own otherwise.
     """
 
-    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        folder: Path | None = None,
+    ) -> None:
         self.name = name
         self.log = log
-        self._command = [sys.executable, "-m", "embark", *arguments]
+        self._command = [sys.executable, "-P", "-m", "embark", *arguments]  # -P: not what lies in the working folder
         self._environment = dict(environment)
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -38,6 +48,7 @@ class ChildProcess:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 self._command,
                 env=self._environment,
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

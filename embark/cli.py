@@ -56,6 +56,7 @@ EXPECTED_ERRORS = {
     "embark.servers": "ServersError",
     "encoders.spec": "SpecError",
     "feature_repo.session": "StoreUnavailable",
+    "feature_repo.views": "NothingApplied",
     "materializer.process": "KafkaUnavailable",
     "serving.client": "ClientError",
 }

@@ -1,5 +1,6 @@
 """The Cassandra session of a feature store, and what it means when Cassandra does not answer."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,8 @@ from cassandra import DriverException
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionException
 from feast import FeatureStore
+
+CONNECT_SECONDS = 3.0
 
 
 class StoreUnavailable(Exception):
@@ -30,11 +33,23 @@ def connect(store: FeatureStore) -> Any:
         StoreUnavailable: it cannot be reached.
     """
     config = store.config.online_store
+    hosts, port = config.hosts or [], config.port or 9042
     try:
+        # Asked before the driver is, which tells of a server that is not there in fifty lines.
+        if hosts and not any(_listens(host, port) for host in hosts):
+            raise StoreUnavailable("nothing listens there")
         with store_errors("connecting"):
             return store._get_provider().online_store._get_session(store.config)
     except StoreUnavailable as error:
         raise StoreUnavailable(
-            f"Cassandra does not answer at {', '.join(config.hosts or [])}:{config.port or 9042}"
-            f" (keyspace {config.keyspace!r}): start the servers with `embark up`"
+            f"Cassandra does not answer at {', '.join(hosts)}:{port} (keyspace {config.keyspace!r}): "
+            "start the servers with `embark up`"
         ) from error
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

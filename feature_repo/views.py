@@ -34,6 +34,10 @@ CREATED_TIME = "created_timestamp"
 JOIN_KEYS = {"image": "image_url", "text": "text"}
 
 
+class NothingApplied(Exception):
+    """The registry holds no encoders yet; the message says what to run."""
+
+
 def push_source_name(view: str) -> str:
     return f"{view}__push"
 
@@ -96,9 +100,14 @@ def request_topic(store: FeatureStore) -> tuple[str, str]:
     """Bootstrap servers and topic under which embeddings are asked for, as registered.
 
     Raises:
-        FeastObjectNotFoundException: nothing has been applied yet.
+        NothingApplied: nothing has been registered in this project.
     """
-    options = store.get_data_source(REQUEST_SOURCE).kafka_options
+    try:
+        options = store.get_data_source(REQUEST_SOURCE).kafka_options
+    except (FileNotFoundError, FeastObjectNotFoundException) as error:
+        raise NothingApplied(
+            f"project {store.project!r} has no encoders yet: run `embark up`, then `feast apply` in the feature repo"
+        ) from error
     return options.kafka_bootstrap_servers, options.topic
 
 

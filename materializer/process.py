@@ -61,7 +61,7 @@ def run_worker(
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
-        FeastObjectNotFoundException: nothing has been applied yet.
+        NothingApplied: nothing has been registered yet.
     """
     servers, live = request_topic(store)
     topics = Topics(live=live)
