@@ -52,6 +52,7 @@ def main() -> None:
 # What a user can mend, by module: one that was not imported cannot have raised.
 EXPECTED_ERRORS = {
     "embark.child_process": "ProcessDied",
+    "embark.photographs": "PortTaken",
     "embark.repo": "RepoError",
     "embark.servers": "ServersError",
     "encoders.spec": "SpecError",

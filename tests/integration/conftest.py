@@ -1,31 +1,29 @@
 """Real Kafka and Cassandra, started once a test run on ports of their own, and feature repos applied to them."""
 
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from feast import FeatureStore
 
 from embark.repo import write_repo
 from embark.servers import LocalServers, free_port
-
-FEAST = Path(sys.executable).with_name("feast")
-
-CATALOG = """
 from encoders.spec import EncoderSpec
+from feature_repo.views import feast_objects
 
-KAFKA = "{kafka}"
 ENCODERS = [
     EncoderSpec(
-        name="mobilenet_v3_small", version="v1", modality="image", dim=576,
-        network="torchvision:mobilenet_v3_small", weights="seeded:0",
+        name="mobilenet_v3_small",
+        version="v1",
+        modality="image",
+        dim=576,
+        network="torchvision:mobilenet_v3_small",
+        weights="seeded:0",
     ),
     EncoderSpec(name="text_lstm", version="v1", modality="text", dim=256, network="text_lstm", weights="seeded:0"),
 ]
-SERVICES = {{"ctr_small": ["mobilenet_v3_small__v1", "text_lstm__v1"]}}
-"""
+SERVICES = {"ctr_small": ["mobilenet_v3_small__v1", "text_lstm__v1"]}
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +51,10 @@ def make_repo(servers: LocalServers, tmp_path: Path) -> Callable[..., Path]:
             cassandra_hosts=servers.cassandra_hosts,
             cassandra_port=servers.cassandra_port,
         )
-        (folder / "catalog.py").write_text(CATALOG.format(kafka=servers.kafka_bootstrap))
-        feast_apply(folder)
+        # What `feast apply` does, without a process and an import of torch for each test.
+        store = FeatureStore(repo_path=str(folder))
+        store.apply(list(feast_objects(ENCODERS, SERVICES, kafka=servers.kafka_bootstrap, repo=folder).values()))
+        store._get_provider().online_store._cluster.shutdown()
         return folder
 
     return make
@@ -64,10 +64,3 @@ def make_repo(servers: LocalServers, tmp_path: Path) -> Callable[..., Path]:
 def feature_repo_dir(make_repo: Callable[..., Path]) -> Path:
     """One applied feature repo."""
     return make_repo()
-
-
-def feast_apply(folder: Path) -> str:
-    """Runs Feast's own `feast apply` in a repo, as a user would; returns what it printed."""
-    done = subprocess.run([FEAST, "apply"], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout

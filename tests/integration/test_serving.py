@@ -36,9 +36,18 @@ IMAGE_VIEW = "mobilenet_v3_small__v1"
 SECOND = 1_700_000_000_000_000  # µs
 
 
+def end_session(store: FeatureStore) -> None:
+    """Feast never ends the driver's sessions."""
+    cluster = store._get_provider().online_store._cluster
+    if cluster is not None:
+        cluster.shutdown()
+
+
 @pytest.fixture
-def store(feature_repo_dir: Path) -> FeatureStore:
-    return FeatureStore(repo_path=str(feature_repo_dir))
+def store(feature_repo_dir: Path) -> Iterator[FeatureStore]:
+    store = FeatureStore(repo_path=str(feature_repo_dir))
+    yield store
+    end_session(store)
 
 
 @pytest.fixture
@@ -143,9 +152,11 @@ def requests() -> MemoryRequests:
 
 
 @pytest.fixture
-def embark(feature_repo_dir: Path, requests: MemoryRequests) -> EmbArkFeatureStore:
+def embark(feature_repo_dir: Path, requests: MemoryRequests) -> Iterator[EmbArkFeatureStore]:
     known = MemoryFailureMarks({(IMAGE_VIEW, "http://a.example/gone.jpg"): "NotFound: 404"})
-    return EmbArkFeatureStore(repo_path=str(feature_repo_dir), requests=requests, marks=known)
+    store = EmbArkFeatureStore(repo_path=str(feature_repo_dir), requests=requests, marks=known)
+    yield store
+    end_session(store)
 
 
 @pytest.mark.parametrize("form", ["rows", "columns"])
@@ -193,18 +204,8 @@ def test_a_miss_through_feast_reaches_the_topic(feature_repo_dir: Path, live_top
         store.get_online_features([f"{TEXT_VIEW}:embedding"], [{"text": "asked through Feast"}])
     finally:
         store.close_requests()
+        end_session(store)
     assert [r.key for r in published(servers, live_topic, 1)] == ["asked through Feast"]
-
-
-@pytest.fixture(autouse=True)
-def _sessions_end(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Feast never closes the driver's sessions."""
-    yield
-    for name in ("store", "embark"):
-        if name in request.fixturenames:
-            cluster = request.getfixturevalue(name)._get_provider().online_store._cluster
-            if cluster is not None:
-                cluster.shutdown()
 
 
 def test_entity_rows_of_a_frame_are_taken_too(embark: EmbArkFeatureStore) -> None:
