@@ -120,6 +120,7 @@ def up(settings: Settings, nodes: int, as_json: bool) -> None:
     Nothing needs to be installed. Data survives `embark down`; starting twice is harmless.
     """
     from embark.servers import LocalServers
+    from embark.starting import start_servers
 
     servers = LocalServers(
         state=settings.state.resolve(),
@@ -128,7 +129,7 @@ def up(settings: Settings, nodes: int, as_json: bool) -> None:
         keyspace=settings.keyspace,
         nodes=nodes,
     )
-    servers.up(report=lambda line: err.print(line))
+    start_servers(servers, err)
     print_status(servers.status(), as_json)
 
 

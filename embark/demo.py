@@ -25,6 +25,7 @@ from embark.repo import open_store, write_repo
 from embark.report import write_report
 from embark.servers import LocalServers, ServersError, free_port
 from embark.settings import Settings
+from embark.starting import start_servers
 from encoders.client import RetinaAway, RetinaClient
 from feature_repo.views import encoder_specs
 from serving.client import ClientError, EmbArkClient, ViewUnknown
@@ -102,7 +103,7 @@ class Demo:
     def _steps(self, stack: contextlib.ExitStack) -> None:
         with self._step("Start Kafka and Cassandra") as seen:
             stack.callback(self._servers.down)
-            self._servers.up(report=lambda line: self._out.print(f"  {line}"))
+            start_servers(self._servers, self._out, indent="  ")
             self.result.servers = {s.name.partition("-")[0]: s.version for s in self._servers.status()}
             seen(", ".join(f"{name} {v}" for name, v in self.result.servers.items()))
         with self._step("Register the encoders with `feast apply`") as seen:

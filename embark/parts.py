@@ -67,14 +67,12 @@ def run_materializer(settings: Settings) -> None:
 
 def run_embark(settings: Settings) -> None:
     """EmbArk, until a signal stops it."""
-    from kafka import KafkaAdminClient
-
     from feature_repo.failures import CassandraFailureMarks
     from feature_repo.online_rows import FeastOnlineRows
     from feature_repo.session import connect
     from feature_repo.views import request_topic
-    from materializer.messages import Topics, ensure_topics
-    from materializer.process import kafka_reached
+    from materializer.messages import Topics
+    from materializer.process import create_topics
     from serving.archive import EmbeddingArchive
     from serving.requests import RequestQueue, open_producer
     from serving.service import EmbArkServer, EmbArkService
@@ -89,8 +87,7 @@ def run_embark(settings: Settings) -> None:
     rows = FeastOnlineRows(store)
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
     servers, topic = request_topic(store)
-    with kafka_reached(servers), contextlib.closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
-        ensure_topics(admin, Topics(live=topic))
+    create_topics(servers, Topics(live=topic))
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,

@@ -11,7 +11,7 @@
     └── EncodeError                 yes         the network failed; out of memory, say
 
 Foreign errors are translated once, at the boundary: `fetch.py` those of the network, `pixels.py` those of Pillow,
-`service.py` those of torch.
+`compute.py` those of torch.
 """
 
 from collections.abc import Sequence

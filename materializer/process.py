@@ -48,7 +48,6 @@ def run_worker(
     directory: EncoderDirectory,
     retina: Retina,
     stop: threading.Event,
-    replication: int = 1,
     limits: Limits | None = None,
 ) -> None:
     """Works until `stop` is set, then finishes the batch at hand and leaves the group.
@@ -57,7 +56,6 @@ def run_worker(
         store: an applied feature store, used by no other thread: Feast's registry cache belongs to one.
         directory: the registered encoders, kept fresh by the caller.
         retina: embeds; a `RetinaClient`, or in-process.
-        replication: copies of each message, where topics are still to be created.
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
@@ -67,9 +65,8 @@ def run_worker(
     topics = Topics(live=live)
     rows = FeastOnlineRows(store)
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    create_topics(servers, topics)
     with kafka_reached(servers):
-        with closing(KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin:
-            ensure_topics(admin, topics, replication=replication)
         producer = open_producer(servers)
     try:
         with kafka_reached(servers):
@@ -88,6 +85,20 @@ def run_worker(
         worker.run(stop)
     finally:
         producer.close(timeout=CLOSE_SECONDS)
+
+
+def create_topics(servers: str, topics: Topics) -> None:
+    """Creates the topics that are missing, each message on as many brokers as there are, up to three.
+
+    Raises:
+        KafkaUnavailable: Kafka does not answer.
+    """
+    with (
+        kafka_reached(servers),
+        closing(KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin,
+    ):
+        brokers = len(admin.describe_cluster()["brokers"])
+        ensure_topics(admin, topics, replication=min(brokers, 3))
 
 
 def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
