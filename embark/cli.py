@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -321,6 +322,25 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
         raise click.exceptions.Exit(1)
 
 
+@cli.command("dead-letters")
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def dead_letters(settings: Settings, as_json: bool) -> None:
+    """List the requests that were given up, and why."""
+    from embark.repo import open_store
+    from materializer.process import dead_letters as read
+
+    letters = read(open_store(settings.repo))
+    if as_json:
+        shown = [asdict(letter) | {"value": letter.value.decode(errors="backslashreplace")} for letter in letters]
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for letter in letters:
+        out.print(f"{letter.reason}: {letter.detail}\n  {letter.view} {letter.key[:200]!r}", markup=False)
+    err.print(f"{len(letters)} dead letters")
+
+
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -346,6 +366,7 @@ def demo(settings: Settings, json_file: Path | None, report: Path, keep: bool) -
 
     from embark.demo import Demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves in order: what was started is stopped
     result = Demo(settings, out, settings.state.resolve() / "demo", keep=keep).run(report)
     if json_file is not None:
         json_file.write_text(json.dumps(result.to_json(), indent=2))

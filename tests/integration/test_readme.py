@@ -95,7 +95,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.servers
 @pytest.mark.timeout(600)
 def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str]) -> None:
-    starts, retina, materialize, serve, photographs, lookups = STEPS
+    starts, retina, materialize, serve, photographs, lookups, failures = STEPS
     up, apply = starts.strip().splitlines()
     port = free_port()
     run(up, tmp_path, environment)
@@ -122,6 +122,13 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
         first, second = lookups.replace("8000", str(port)).strip().splitlines()
         assert run(first, tmp_path, environment, status=1).splitlines()[1].startswith("OOV")
         assert run(second, tmp_path, environment).splitlines()[1].startswith("HIT")
+
+        # what is no picture fails with a reason, and is a dead letter
+        missing, letters = failures.replace("8000", str(port)).strip().splitlines()
+        assert "NotFound: the server answers 404" in " ".join(run(missing, tmp_path, environment, status=1).split())
+        assert run(letters, tmp_path, environment).startswith("NotFound: the server answers 404\n")
+        (letter,) = json.loads(run(letters + " --json", tmp_path, environment))
+        assert letter["key"] == f"http://127.0.0.1:{port}/missing.jpg"
 
         # one more encoder, while all of it runs
         catalog = tmp_path / "feature_repo" / "catalog.py"
