@@ -62,6 +62,11 @@ class ChildProcess:
         self.stop()
 
     @property
+    def pid(self) -> int | None:
+        """Process id; None where it was never started."""
+        return self._process.pid if self._process else None
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
