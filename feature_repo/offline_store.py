@@ -7,6 +7,7 @@ stock Feast among them, reads the folder.
 
 import os
 import uuid
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,9 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.type_map import feast_value_type_to_pa
 from pydantic import StrictStr
+
+# ibis asks duckdb in its old words, and Feast has every deprecation shown: a line for each batch of history read
+warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
 
 EMPTY_PART = "part-empty.parquet"  # carries the schema, so that a view without history can be read
 
