@@ -1,30 +1,27 @@
 """Local servers: a real Kafka and a real Cassandra, one of each or a cluster, with nothing installed."""
 
 import json
-import socket
+import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
-from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable, Session
-from cassandra.policies import RoundRobinPolicy
 from filelock import FileLock
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
 
 from embark.servers import cassandra, java, kafka
 from embark.servers.cassandra import Node
 from embark.servers.kafka import Broker
+from embark.servers.ports import check_port, free_port, free_port_of_all, is_free
 from embark.servers.processes import ServerProcess, ServersError
 
 __all__ = ["LocalServers", "ServerStatus", "ServersError", "free_port"]
 
 OVERHEAD_MB = 250  # of a JVM beside its heap
+OTHER_PORT = ", or set EMBARK_KAFKA_PORT / EMBARK_CASSANDRA_PORT and the addresses in the feature repo"
 MB = 1024 * 1024
 
 
@@ -108,29 +105,30 @@ class LocalServers:
             idle = [each for each in self._all(layout) if each.server.process() is None]
             for each in idle:
                 inner = each.controller_port if isinstance(each, Broker) else each.storage_port
-                for port in (each.port, inner):
-                    check_port(each.server.name, each.address, port)
+                check_port(each.server.name, each.address, each.port, OTHER_PORT)
+                check_port(each.server.name, each.address, inner, "")
             self._check_memory(idle, psutil.virtual_memory().available // MB if available_mb is None else available_mb)
             kafka_jars, cassandra_jars = self._jars(report, arrived)
+            self._store(layout)  # only now: a start that was refused binds to no layout
             if idle:
                 report(f"starting {', '.join(each.server.name for each in idle)}")
             try:
+                if nodes[0] in idle:  # first, and not waited for yet: of all it takes longest
+                    nodes[0].start(cassandra_jars)
                 for broker in brokers:
                     if broker in idle:
                         broker.start(kafka_jars)
-                for node in nodes:
+                for before, node in pairwise(nodes):
+                    before.server.wait_until(before.ready, cassandra.READY_SECONDS)  # one joins the ring at a time
                     if node in idle:
                         node.start(cassandra_jars)
-                    if self.nodes > 1:  # one joins the ring at a time
-                        node.server.wait_until(partial(_cql_ready, node), cassandra.READY_SECONDS)
                 for node in nodes:
-                    node.server.wait_until(partial(_cql_ready, node), cassandra.READY_SECONDS)
+                    node.server.wait_until(node.knows_the_others, cassandra.READY_SECONDS)
                 for broker in brokers:
-                    broker.server.wait_until(partial(_kafka_ready, broker), kafka.READY_SECONDS)
-                self._create_keyspace(nodes[0])
+                    broker.server.wait_until(broker.ready, kafka.READY_SECONDS)
+                nodes[0].create_keyspace(self.keyspace)
             except BaseException:
-                for each in idle:  # half a start is no start
-                    each.server.stop()
+                _stop([each.server for each in idle])  # half a start is no start
                 raise
 
     def down(self) -> list[str]:
@@ -139,8 +137,7 @@ class LocalServers:
         if layout is None:
             return []
         running = [each.server for each in self._all(layout) if each.server.process() is not None]
-        with ThreadPoolExecutor() as pool:  # all at once: each takes seconds
-            list(pool.map(ServerProcess.stop, running))
+        _stop(running)
         return [server.name for server in running]
 
     def status(self) -> list[ServerStatus]:
@@ -149,11 +146,11 @@ class LocalServers:
         if layout is None:
             return []
         found = [
-            _status(broker.server, java.KAFKA_VERSION, broker.address, broker.port, _kafka_ready(broker))
+            _status(broker.server, java.KAFKA_VERSION, broker.address, broker.port, broker.ready())
             for broker in self._brokers(layout)
         ]
         for node in self._nodes(layout):
-            version = _cql_version(node)
+            version = node.version()
             shown = version or java.CASSANDRA_VERSION
             found.append(_status(node.server, shown, node.address, node.port, version is not None))
         return found
@@ -175,31 +172,45 @@ class LocalServers:
         file = self.state / "layout.json"
         return Layout(**json.loads(file.read_text())) if file.exists() else None
 
+    def _store(self, layout: Layout) -> None:
+        temporary = self.state / "layout.tmp"
+        temporary.write_text(json.dumps(asdict(layout), indent=1))
+        os.replace(temporary, self.state / "layout.json")  # `status` and `down` may be reading it
+
     def _layout(self) -> Layout:
         stored = self._stored_layout()
+        clients = {self.kafka_port, self.cassandra_port}
         if stored is None:
-            stored = Layout(
+            controller_port = free_port_of_all(self.addresses, besides=clients)
+            return Layout(
                 nodes=self.nodes,
                 kafka_port=self.kafka_port,
                 cassandra_port=self.cassandra_port,
-                controller_port=free_port(),
-                storage_port=free_port(),
+                controller_port=controller_port,
+                storage_port=free_port_of_all(self.addresses, besides=clients | {controller_port}),
                 cluster_id=uuid.uuid4().hex[:22],
                 keyspace=self.keyspace,
             )
-        elif stored.nodes != self.nodes:
+        if stored.nodes != self.nodes:
             raise ServersError(
                 f"{self.state} holds the data of {stored.nodes} node(s), not {self.nodes}: `embark down`, then use "
                 "another EMBARK_STATE or remove that folder"
             )
-        elif (stored.kafka_port, stored.cassandra_port) != (self.kafka_port, self.cassandra_port):
-            if any(each.server.process() for each in self._all(stored)):
+        if any(each.server.process() for each in self._all(stored)):
+            if (self.kafka_port, self.cassandra_port) != (stored.kafka_port, stored.cassandra_port):
                 raise ServersError(
                     f"servers run already on ports {stored.kafka_port} (Kafka) and {stored.cassandra_port} (Cassandra);"
                     " `embark down` before another choice of ports"
                 )
-            stored = Layout(**{**asdict(stored), "kafka_port": self.kafka_port, "cassandra_port": self.cassandra_port})
-        (self.state / "layout.json").write_text(json.dumps(asdict(stored), indent=1))
+            return stored
+        stored = replace(stored, kafka_port=self.kafka_port, cassandra_port=self.cassandra_port)
+        # Nobody chose the inner ports, so nobody needs to mind when another program has taken one meanwhile. Nodes of
+        # a ring, though, know each other by theirs.
+        taken = clients | {stored.controller_port, stored.storage_port}
+        if not is_free(self.addresses, stored.controller_port):
+            stored = replace(stored, controller_port=free_port_of_all(self.addresses, besides=taken))
+        if self.nodes == 1 and not is_free(self.addresses, stored.storage_port):
+            stored = replace(stored, storage_port=free_port_of_all(self.addresses, besides=taken))
         return stored
 
     def _all(self, layout: Layout) -> list[Broker | Node]:
@@ -241,55 +252,19 @@ class LocalServers:
                 "close something, or start fewer nodes"
             )
 
-    def _jars(self, report: Callable[[str], None], arrived: Callable[[str], None]) -> tuple[list[Path], list[Path]]:
+    def _jars(self, report: Callable[[str], None], arrived: Callable[[str], None]) -> list[list[Path]]:
         verified = self.state / "verified-jars.json"
+        if not verified.exists():
+            report(f"fetching and verifying {java.jar_count()} jars (once)")
         try:
-            if not verified.exists():
-                report(f"fetching and verifying {java.jar_count()} jars (once)")
-            return (
-                java.class_path(java.KAFKA, verified=verified, arrived=arrived),
-                java.class_path(java.CASSANDRA, verified=verified, arrived=arrived),
-            )
+            return java.class_paths(java.KAFKA, java.CASSANDRA, verified=verified, arrived=arrived)
         except java.JarsError as error:
             raise ServersError(str(error)) from error
 
-    def _create_keyspace(self, node: Node) -> None:
-        with _cql(node) as session:
-            session.execute(
-                f'CREATE KEYSPACE IF NOT EXISTS "{self.keyspace}" WITH replication = '
-                f"{{'class': 'NetworkTopologyStrategy', 'datacenter1': {min(self.nodes, 3)}}}"
-            )
 
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def check_port(name: str, address: str, port: int) -> None:
-    """Raises:
-    ServersError: something listens on that port already; it is named where that can be known.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            return
-        except OSError as error:
-            reason = error.strerror
-    owner = ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                owner = f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except (psutil.AccessDenied, psutil.NoSuchProcess):
-        pass
-    raise ServersError(
-        f"{name} cannot listen on {address}:{port}: {reason}{owner}; "
-        "end that, or set EMBARK_KAFKA_PORT / EMBARK_CASSANDRA_PORT and the addresses in the feature repo"
-    )
+def _stop(servers: list[ServerProcess]) -> None:
+    with ThreadPoolExecutor() as pool:  # all at once: each takes seconds
+        list(pool.map(ServerProcess.stop, servers))
 
 
 def _status(server: ServerProcess, version: str, address: str, port: int, answers: bool) -> ServerStatus:
@@ -304,52 +279,3 @@ def _status(server: ServerProcess, version: str, address: str, port: int, answer
         ready=process is not None and answers,
         log=str(server.log),
     )
-
-
-def _kafka_ready(broker: Broker) -> bool:
-    if not _listens(broker.address, broker.port):
-        return False
-    try:
-        admin = KafkaAdminClient(bootstrap_servers=f"{broker.address}:{broker.port}", request_timeout_ms=5000)
-    except (KafkaError, OSError):
-        return False
-    try:
-        return len(admin.describe_cluster()["brokers"]) == broker.nodes
-    except (KafkaError, OSError):
-        return False
-    finally:
-        admin.close()
-
-
-def _cql_ready(node: Node) -> bool:
-    return _cql_version(node) is not None
-
-
-def _cql_version(node: Node) -> str | None:
-    if not _listens(node.address, node.port):
-        return None
-    try:
-        with _cql(node) as session:
-            return str(session.execute("SELECT release_version FROM system.local").one().release_version)
-    except (NoHostAvailable, OSError):
-        return None
-
-
-@contextmanager
-def _cql(node: Node) -> Iterator[Session]:
-    profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), request_timeout=10.0)
-    cluster = Cluster(
-        [node.address], port=node.port, protocol_version=5, execution_profiles={EXEC_PROFILE_DEFAULT: profile}
-    )
-    try:
-        yield cluster.connect()
-    finally:
-        cluster.shutdown()
-
-
-def _listens(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), 1.0).close()
-    except OSError:
-        return False
-    return True

@@ -1,12 +1,21 @@
 """A Cassandra node on one loopback address."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cassandra import DriverException
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable, Session
+from cassandra.policies import WhiteListRoundRobinPolicy
 
 from embark.servers.java import JAVA
-from embark.servers.processes import ServerProcess
+from embark.servers.ports import listens
+from embark.servers.processes import ServerProcess, ServersError
 
 READY_SECONDS = 180.0
+REQUEST_SECONDS = 10.0
 
 # Cassandra 5 on Java 17 reaches into these parts of the JDK (its own conf/jvm17-server.options).
 EXPORTS = (
@@ -99,6 +108,59 @@ class Node:
             java += ["-Dcassandra.skip_wait_for_gossip_to_settle=0"]
         java += ["-cp", ":".join(map(str, jars)), "org.apache.cassandra.service.CassandraDaemon"]
         self.server.start(java)
+
+    def ready(self) -> bool:
+        """Whether it answers clients."""
+        return self.version() is not None
+
+    def version(self) -> str | None:
+        """Release that the running node says it is; None where it does not answer."""
+        rows = self._ask("SELECT release_version FROM system.local")
+        return str(rows[0].release_version) if rows else None
+
+    def knows_the_others(self) -> bool:
+        """Whether it answers, and has learnt of all other nodes."""
+        peers = self._ask("SELECT peer FROM system.peers_v2")  # counted here: Cassandra warns of a count
+        return peers is not None and len(peers) == self.nodes - 1
+
+    def create_keyspace(self, keyspace: str) -> None:
+        """Creates `keyspace` where it is not there, replicated `min(nodes, 3)` times.
+
+        Raises:
+            ServersError: the node does not do it.
+        """
+        try:
+            with self._session() as session:
+                session.execute(
+                    f'CREATE KEYSPACE IF NOT EXISTS "{keyspace}" WITH replication = '
+                    f"{{'class': 'NetworkTopologyStrategy', 'datacenter1': {min(self.nodes, 3)}}}"
+                )
+        except (NoHostAvailable, DriverException, OSError) as error:
+            raise ServersError(
+                f"{self.server.name} does not create the keyspace {keyspace}: {error} (log: {self.server.log})"
+            ) from error
+
+    def _ask(self, query: str) -> list[Any] | None:
+        if not listens(self.address, self.port):  # the driver would log each refusal
+            return None
+        try:
+            with self._session() as session:
+                return list(session.execute(query))
+        except (NoHostAvailable, DriverException, OSError):
+            return None
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        profile = ExecutionProfile(
+            load_balancing_policy=WhiteListRoundRobinPolicy([self.address]), request_timeout=REQUEST_SECONDS
+        )
+        cluster = Cluster(
+            [self.address], port=self.port, protocol_version=5, execution_profiles={EXEC_PROFILE_DEFAULT: profile}
+        )
+        try:
+            yield cluster.connect()
+        finally:
+            cluster.shutdown()
 
 
 def heap_mb(nodes: int) -> int:

@@ -4,7 +4,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
 from embark.servers.java import JAVA
+from embark.servers.ports import listens
 from embark.servers.processes import ServerProcess, ServersError
 
 HEAP_MB = 512
@@ -34,14 +38,11 @@ share.coordinator.state.topic.min.isr={insync}
 group.initial.rebalance.delay.ms=0
 """
 
-LOG4J = """\
-<Configuration status="WARN">
-  <Appenders>
-    <Console name="out"><PatternLayout pattern="%d %p %c{{1}}: %m%n"/></Console>
-  </Appenders>
-  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
-</Configuration>
-"""
+# Of slf4j-simple, the one logger in the class path. Above INFO, where a start alone says 1,400 lines.
+LOGGING = [
+    f"-Dorg.slf4j.simpleLogger.{name}"
+    for name in ("defaultLogLevel=warn", "showDateTime=true", "dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS")
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +68,10 @@ class Broker:
             ServersError: the data folder cannot be formatted.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        properties, log4j = self.folder / "server.properties", self.folder / "log4j2.xml"
+        properties = self.folder / "server.properties"
         properties.write_text(self._properties())
-        log4j.write_text(LOG4J)
         java = [JAVA, f"-Xms{HEAP_MB}m", f"-Xmx{HEAP_MB}m", "-XX:+UseG1GC", "-XX:+ExitOnOutOfMemoryError"]
-        java += [f"-Dlog4j2.configurationFile=file:{log4j}", "-cp", ":".join(map(str, jars))]
+        java += [*LOGGING, "-cp", ":".join(map(str, jars))]
         if not (self.folder / "data" / "meta.properties").exists():
             done = subprocess.run(  # noqa: S603 - our own command line
                 [*java, "kafka.tools.StorageTool", "format", "-t", self.cluster_id, "-c", str(properties)],
@@ -81,8 +81,25 @@ class Broker:
             )
             if done.returncode != 0:
                 self.server.log.write_text(done.stdout + done.stderr)
-                raise ServersError(f"{self.server.name} cannot format its data: {self.server.last_words()}")
+                raise ServersError(
+                    f"{self.server.name} cannot format its data: {self.server.last_words()} (log: {self.server.log})"
+                )
         self.server.start([*java, "kafka.Kafka", str(properties)])
+
+    def ready(self) -> bool:
+        """Whether it answers clients, and knows all brokers of the cluster."""
+        if not listens(self.address, self.port):  # the client would log each refusal
+            return False
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=f"{self.address}:{self.port}", request_timeout_ms=5000)
+        except (KafkaError, OSError):
+            return False
+        try:
+            return len(admin.describe_cluster()["brokers"]) == self.nodes
+        except (KafkaError, OSError):
+            return False
+        finally:
+            admin.close()
 
     def _properties(self) -> str:
         replication = min(self.nodes, 3)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 STOP_SECONDS = 30.0  # Cassandra flushes before it ends
+SAME_MOMENT = 0.005  # s; the kernel counts in steps of 0.01 s
 
 
 class ServersError(Exception):
@@ -21,7 +22,8 @@ class ServersError(Exception):
 class ServerProcess:
     """One server: its process id lies in `folder`, with the time at which that process was created.
 
-    A process id alone may have come to belong to somebody else's process since.
+    A process id alone may have come to belong to somebody else's process since. The time is kept twice, by the clock
+    and since the machine started: when the clock is set, the one moves on Linux and the other on macOS.
     """
 
     name: str
@@ -40,11 +42,11 @@ class ServerProcess:
         try:
             noted = json.loads(self._pid_file.read_text())
             process = psutil.Process(noted["pid"])
-            if process.create_time() == noted["created"] and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
-            pass
-        return None
+            now = created(process)
+            same = any(abs(now[by] - noted[by]) < SAME_MOMENT for by in now)
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
 
     def start(self, command: list[str]) -> None:
         """Starts `command` in a session of its own, its output in the log."""
@@ -53,7 +55,7 @@ class ServerProcess:
             child = subprocess.Popen(  # noqa: S603 - our own command line
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
-        noted = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
+        noted = {"pid": child.pid} | created(psutil.Process(child.pid))
         temporary = self._pid_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(noted))
         os.replace(temporary, self._pid_file)
@@ -91,3 +93,9 @@ class ServerProcess:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         telling = [line for line in lines if not line.startswith("at ") and ("ERROR" in line or "Exception" in line)]
         return (telling or lines or ["it printed nothing"])[-1][:300]
+
+
+def created(process: psutil.Process) -> dict[str, float]:
+    """When a process was created: `by_clock`, seconds since 1970, and `since_boot`, seconds."""
+    by_clock = process.create_time()
+    return {"by_clock": by_clock, "since_boot": by_clock - psutil.boot_time()}
