@@ -38,7 +38,7 @@ def run(command: str, folder: Path, environment: dict[str, str], *, status: int 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
         check=False,
     )
     assert done.returncode == status, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
