@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from embark.packages import ShadowedPackage, check_packages
 from embark.settings import Settings
@@ -22,8 +23,9 @@ from embark.settings import Settings
 if TYPE_CHECKING:
     from embark.servers import ServerStatus
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+WIDE = 240  # characters: what is read by a program, or kept in a file, is not folded
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDE)
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -43,10 +45,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ValidationError as error:
         for problem in error.errors():
-            err.print(f"[red]error:[/] setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+            err.print(f"[red]error:[/] setting {'.'.join(map(str, problem['loc']))}: {escape(problem['msg'])}")
         sys.exit(2)
     except ShadowedPackage as error:
-        err.print(f"[red]error:[/] {error}")
+        err.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(1)
 
 
@@ -85,7 +87,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if not is_expected(error):
                 raise
-            err.print("[red]error:[/]", str(error), markup=True)
+            err.print(f"[red]error:[/] {escape(str(error))}")
             raise click.exceptions.Exit(1) from None
 
     return run

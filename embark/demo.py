@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from embark.child_process import ChildProcess, ProcessDied
 from embark.demo_history import read_history
@@ -90,7 +91,7 @@ class Demo:
             try:
                 self._steps(stack)
             except (NotHeld, LookupsDiffer, ProcessDied, ServersError, ClientError) as failure:
-                self._out.print(f"  [red]does not hold:[/] {failure}")
+                self._out.print(f"  [red]does not hold:[/] {escape(str(failure))}")
             finally:
                 if report is not None:
                     write_report(report, self.result, {p.name: p.jpeg for p in photographs()})
@@ -174,7 +175,9 @@ class Demo:
             self._note_step(name, start, False, f"{type(failure).__name__}: {failure}")
             raise
         self._note_step(name, start, True, "; ".join(details))
-        self._out.print(f"  [green]holds[/] ({self.result.steps[-1].seconds:.1f} s): {self.result.steps[-1].detail}")
+        self._out.print(
+            f"  [green]holds[/] ({self.result.steps[-1].seconds:.1f} s): {escape(self.result.steps[-1].detail)}"
+        )
 
     def _note_step(self, name: str, start: float, held: bool, detail: str) -> None:
         seconds = round(time.monotonic() - start, 2)
@@ -198,7 +201,7 @@ class Demo:
             raise NotHeld(f"`feast apply` failed: {(done.stdout + done.stderr).strip()[-600:]}")
         for line in done.stdout.splitlines():
             if line.startswith("embark:"):
-                self._out.print(f"  [yellow]{line.removeprefix('embark: ')}[/]")
+                self._out.print(f"  [yellow]{escape(line.removeprefix('embark: '))}[/]")
 
     def _show_encoders(self, *, while_running: bool) -> None:
         known = {e.view for e in self.result.encoders}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feature_repo.embeddings import Status
@@ -58,9 +59,9 @@ def print_answer(out: Console, view: str, keys: Sequence[str], answer: Answer, m
         vector = answer.vectors[i]
         table.add_row(
             f"[{COLOURS[status]}]{status.name}[/]",
-            key,
+            escape(key),
             f"{len(vector)} values, norm {np.linalg.norm(vector):.3f}",
-            answer.failures.get(i, ""),
+            escape(answer.failures.get(i, "")),
         )
     out.print(table)
     seeded = " (NOT pretrained)" if answer.weights.startswith("seeded:") else ""

@@ -21,4 +21,4 @@ def start_servers(servers: LocalServers, out: Console, indent: str = "") -> None
         def arrived(_: str) -> None:
             progress.update(task, advance=1, visible=True)
 
-        servers.up(report=lambda line: out.print(f"{indent}{line}"), arrived=arrived)
+        servers.up(report=lambda line: out.print(f"{indent}{line}", markup=False), arrived=arrived)

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import socket
@@ -5,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from embark.cli import cli
+from embark.lookups import print_answer
 from embark.repo import write_repo
 from embark.servers import free_port
 from embark.settings import Settings
+from feature_repo.embeddings import Status
+from serving.client import Answer
 
 EMBARK = Path(sys.executable).with_name("embark")
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -108,3 +114,20 @@ def test_a_package_of_another_project_is_named(tmp_path: Path) -> None:
     (tmp_path / "serving" / "__init__.py").write_text("")
     done = embark(tmp_path, "status", PYTHONPATH=str(tmp_path))
     assert_one_line(done, "'serving'", str(tmp_path))
+
+
+def test_brackets_in_a_key_or_a_reason_are_shown_as_they_are() -> None:
+    answer = Answer(
+        vectors=np.zeros((1, 2), dtype=np.float32),
+        status=np.array([Status.FAILED], dtype=np.uint8),
+        embedding_id=np.zeros(1, dtype=np.int64),
+        event_time=np.zeros(1, dtype=np.int64),
+        failures={0: "DecodeError: [/nothing] closed"},
+        weights="seeded:0",
+    )
+    out = Console(width=200, record=True, file=io.StringIO())
+    print_answer(out, "v", ["[red]x[/]"], answer, 1.0)
+    shown = out.export_text()
+    assert "[red]x[/]" in shown
+    assert "[/nothing] closed" in shown
+    assert "NOT pretrained" in shown
