@@ -11,6 +11,7 @@ from cassandra.connection import ConnectionException
 from feast import FeatureStore
 
 CONNECT_SECONDS = 3.0
+ATTEMPTS = 3  # the driver gives a busy server 5 s to answer its first question
 
 
 class StoreUnavailable(Exception):
@@ -38,13 +39,23 @@ def connect(store: FeatureStore) -> Any:
         # Asked before the driver is, which tells of a server that is not there in fifty lines.
         if hosts and not any(_listens(host, port) for host in hosts):
             raise StoreUnavailable("nothing listens there")
-        with store_errors("connecting"):
-            return store._get_provider().online_store._get_session(store.config)
+        return _opened(store)
     except StoreUnavailable as error:
         raise StoreUnavailable(
             f"Cassandra does not answer at {', '.join(hosts)}:{port} (keyspace {config.keyspace!r}): "
             "start the servers with `embark up`"
         ) from error
+
+
+def _opened(store: FeatureStore) -> Any:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with store_errors("connecting"):
+                return store._get_provider().online_store._get_session(store.config)
+        except StoreUnavailable:
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _listens(host: str, port: int) -> bool:

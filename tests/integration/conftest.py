@@ -10,6 +10,7 @@ from feast import FeatureStore
 from embark.repo import write_repo
 from embark.servers import LocalServers, free_port
 from encoders.spec import EncoderSpec
+from feature_repo.session import connect
 from feature_repo.views import feast_objects
 
 ENCODERS = [
@@ -53,6 +54,7 @@ def make_repo(servers: LocalServers, tmp_path: Path) -> Callable[..., Path]:
         )
         # What `feast apply` does, without a process and an import of torch for each test.
         store = FeatureStore(repo_path=str(folder))
+        connect(store)
         store.apply(list(feast_objects(ENCODERS, SERVICES, kafka=servers.kafka_bootstrap, repo=folder).values()))
         store._get_provider().online_store._cluster.shutdown()
         return folder

@@ -19,6 +19,7 @@ from embark.settings import Settings
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.offline_store import parts_folder
+from feature_repo.session import connect
 from feature_repo.views import feast_objects, request_topic
 from serving.client import Answer, ClientError, EmbArkClient
 
@@ -47,6 +48,7 @@ class System:
         write_repo(self.settings.repo, kafka=self.servers.kafka_bootstrap, cassandra_port=self.servers.cassandra_port)
         self.store = open_store(self.settings.repo)
         kafka = self.servers.kafka_bootstrap
+        connect(self.store)
         self.store.apply(list(feast_objects([TEXT], {}, kafka=kafka, repo=self.settings.repo).values()))
         self.store._get_provider().online_store._cluster.shutdown()
         self.client = self.stack.enter_context(EmbArkClient(self.settings.embark_address))
