@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 10.0
 
 
 class ClientError(Exception):
-    """A look-up was not answered."""
+    """A look-up was not answered; of this very class where EmbArk itself failed, and its log says why."""
 
 
 class ViewUnknown(ClientError):
@@ -81,12 +81,12 @@ class EmbArkClient:
         """The embeddings of `keys` (URLs or texts) in `view`; `timeout` in seconds.
 
         Raises:
-            ViewUnknown, LookupRefused, EmbArkUnavailable: see there.
+            ViewUnknown, LookupRefused, EmbArkUnavailable, ClientError: see there.
         """
         try:
             reply: LookupReply = self._stub.Lookup(LookupRequest(view=view, keys=keys), timeout=timeout)
         except grpc.RpcError as error:
-            raise self._translated(error) from error
+            raise self._translated(error, timeout) from error
         except UnicodeEncodeError as error:
             raise LookupRefused(f"a key is no valid Unicode text: {error}") from error
         return Answer(
@@ -98,12 +98,16 @@ class EmbArkClient:
             weights=reply.weights,
         )
 
-    def _translated(self, error: grpc.RpcError) -> ClientError:
+    def _translated(self, error: grpc.RpcError, timeout: float) -> ClientError:
         code, detail = error.code(), error.details()
         if code == grpc.StatusCode.NOT_FOUND:
             return ViewUnknown(detail)
         if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
             return LookupRefused(detail)
-        return EmbArkUnavailable(
-            f"EmbArk does not answer at {self._address} ({code.name}): start it with `embark serve`"
-        )
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return EmbArkUnavailable(f"EmbArk at {self._address} did not answer within {timeout:g} s")
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return EmbArkUnavailable(
+                f"EmbArk does not answer at {self._address} ({code.name}): start it with `embark serve`"
+            )
+        return ClientError(f"EmbArk at {self._address} failed ({code.name}): {detail}")

@@ -1,40 +1,33 @@
 """Feast's own store with EmbArk's answers: OOV defaults for what is missing, and requests for it."""
 
+import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from feast import FeatureService, FeatureStore
 from feast.online_response import OnlineResponse
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import FloatList, RepeatedValue, Value
 
-from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status, all_missing
 from feature_repo.failures import CassandraFailureMarks, FailureMarks
-from feature_repo.session import connect
+from feature_repo.session import StoreUnavailable, connect, store_errors
 from feature_repo.views import EMBEDDING, EMBEDDING_ID, request_topic
-from materializer.messages import Topics
-from serving.requests import RequestQueue, RequestSink, open_producer
+from serving.entity_rows import REFUSED, Asked, as_columns, readings
+from serving.requests import ProducerOnDemand, RequestQueue, RequestSink, open_producer
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What a call asks of one encoder's view."""
-
-    spec: EncoderSpec
-    column: str  # of the entity rows: the join key, or what a projection maps it to
-    names: dict[str, str]  # feature → its name in the response
+logger = logging.getLogger(__name__)
 
 
 class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
     """A `FeatureStore` whose online look-ups answer as EmbArk does.
 
     Where an embedding is missing, its value is the view's OOV embedding, its status stays Feast's NOT_FOUND, and it is
-    asked for. Keys are canonicalised first. Views that are not an encoder's are served as Feast serves them.
+    asked for; neither Kafka nor the failure marks can cost an answer. Keys are canonicalised first. Views that are not
+    an encoder's are served as Feast serves them.
 
     Args:
         requests: where missing keys are asked for; by default Kafka as the registry names it.
@@ -58,29 +51,45 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
         full_feature_names: bool = False,
         **kwargs: Any,
     ) -> OnlineResponse:
-        """As Feast's, with defaults for missing embeddings."""
+        """As Feast's, with defaults for missing embeddings.
+
+        Raises:
+            ValueError: the entity rows have different columns.
+            further errors: Feast's own.
+        """
         asked = self._asked(features, full_feature_names)
-        if not asked:
+        if len(entity_rows) == 0 or all(each.spec is None for each in asked):
             return super().get_online_features(features, entity_rows, full_feature_names, **kwargs)
-        columns = as_columns(entity_rows)
-        refused: dict[str, set[int]] = {}
-        for each in asked:
-            if each.column in columns and each.column not in refused:
-                columns[each.column], refused[each.column] = canonical_column(each.spec, columns[each.column])
-        response = super().get_online_features(features, columns, full_feature_names, **kwargs)
-        for each in asked:
-            if each.column in columns:
-                self._fill(response, each, columns[each.column], refused[each.column])
+        # 1. canonical keys
+        rows = as_columns(entity_rows)
+        first, *others = readings(asked, rows)
+        # 2. one read of all; another for views of other keys in the same column, which is rare
+        response = super().get_online_features(features, rows | first.columns, full_feature_names, **kwargs)
+        for reading in others:
+            again = super().get_online_features(features, rows | reading.columns, full_feature_names, **kwargs)
+            for each in reading.views:
+                take_over(response.proto, again.proto, each.names.values())
+        # 3. defaults, and requests for what is not known to fail
+        for reading in (first, *others):
+            for each in reading.views:
+                if each.spec is not None:
+                    (column,) = each.columns
+                    missing = fill(response.proto, each.spec, each.names)
+                    keys = dict.fromkeys(reading.columns[column][i] for i in missing)
+                    self._request(each.spec.view, [k for k in keys if isinstance(k, str) and k != REFUSED])
+        # 4. a refused key stands in the answer as it was given
+        for column, read in first.columns.items():
+            restore(response.proto, column, read, rows[column])
         return response
 
-    def close_requests(self) -> None:
-        """Publishes what waits to be asked for, and ends the queue that was opened here."""
+    def close_requests(self, timeout: float = 10.0) -> None:
+        """Publishes what waits, for up to `timeout` seconds, and ends the queue that was opened here."""
         if self._queue is not None:
-            self._queue.close()
+            self._queue.close(timeout)
             self._queue, self._requests = None, None
 
     def _asked(self, features: list[str] | FeatureService, full: bool) -> list[Asked]:
-        """The encoder views among the requested features."""
+        """The feature views among the requested features."""
         wanted: dict[str, tuple[str, str, dict[str, str], list[str]]] = {}  # shown name → view, prefix, joins, features
         if isinstance(features, FeatureService):
             for p in self.get_feature_service(features.name, allow_cache=True).feature_view_projections:
@@ -92,81 +101,88 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
                 name = shown.partition("@")[0]
                 wanted.setdefault(shown, (name, name, {}, []))[3].append(feature)
         views = {v.name: v for v in self.list_feature_views(allow_cache=True)}
-        found = []
-        for name, prefix, joins, members in wanted.values():
-            spec = EncoderSpec.from_tags(views[name].tags) if name in views else None
-            if spec is not None:
-                names = {m: f"{prefix}__{m}" if full else m for m in members}
-                found.append(Asked(spec=spec, column=joins.get(spec.join_key, spec.join_key), names=names))
-        return found
+        return [
+            Asked(
+                spec=EncoderSpec.from_tags(views[name].tags),
+                columns=tuple(joins.get(key, key) for key in views[name].join_keys),
+                names={m: f"{prefix}__{m}" if full else m for m in members},
+            )
+            for name, prefix, joins, members in wanted.values()
+            if name in views
+        ]
 
-    def _fill(self, response: OnlineResponse, asked: Asked, keys: Sequence[Any], refused: set[int]) -> None:
-        position = {name: i for i, name in enumerate(response.proto.metadata.feature_names.val)}
-        results = {f: response.proto.results[position[n]] for f, n in asked.names.items() if n in position}
-        telling = results.get(EMBEDDING) or results.get(EMBEDDING_ID)
-        if telling is None:
+    def _request(self, view: str, keys: Sequence[str]) -> None:
+        if not keys:
             return
-        missing = [i for i, status in enumerate(telling.statuses) if status != FieldStatus.PRESENT]
-        if not missing:
+        try:
+            marked = self._open_marks().read(view, keys)
+        except StoreUnavailable as outage:
+            logger.warning("%d missing keys are not asked for: %s", len(keys), outage)  # no storm in an outage
             return
-        oov = all_missing(asked.spec, 1, Status.OOV)
-        defaults = {
-            EMBEDDING: Value(float_list_val=packed(oov.vectors[0])),
-            EMBEDDING_ID: Value(int64_val=int(oov.embedding_id[0])),
-        }
-        for feature, default in defaults.items():
-            if feature in results:
-                for i in missing:
-                    results[feature].values[i].CopyFrom(default)
-        unknown = list(dict.fromkeys(keys[i] for i in missing if i not in refused and isinstance(keys[i], str)))
-        requests, marks = self._sinks()
-        marked = marks.read(asked.spec.view, unknown)
-        for key in unknown:
+        requests = self._open_requests()
+        for key in keys:
             if key not in marked:
-                requests.offer(asked.spec.view, key)
+                requests.offer(view, key)
 
-    def _sinks(self) -> tuple[RequestSink, FailureMarks]:
+    def _open_marks(self) -> FailureMarks:
         with self._opening:
             if self._marks is None:
-                self._marks = CassandraFailureMarks(connect(self), self.config.online_store.keyspace, self.project)
+                session = connect(self)
+                with store_errors("failure marks"):
+                    self._marks = CassandraFailureMarks(session, self.config.online_store.keyspace, self.project)
+            return self._marks
+
+    def _open_requests(self) -> RequestSink:
+        with self._opening:
             if self._requests is None:
                 servers, topic = request_topic(self)
-                self._queue = RequestQueue(open_producer(servers), Topics(live=topic).live)
-                self._requests = self._queue
-            return self._requests, self._marks
+                self._queue = self._requests = RequestQueue(ProducerOnDemand(lambda: open_producer(servers)), topic)
+            return self._requests
 
 
-def as_columns(
-    entity_rows: list[dict[str, Any]] | Mapping[str, Sequence[Any] | RepeatedValue],
-) -> dict[str, list[Any]]:
-    """Entity rows, in either of Feast's forms, as columns of plain values."""
-    if isinstance(entity_rows, Mapping):
-        return {
-            name: [plain(v) for v in (column.val if isinstance(column, RepeatedValue) else column)]
-            for name, column in entity_rows.items()
-        }
-    names = dict.fromkeys(name for row in entity_rows for name in row)
-    return {name: [plain(row[name]) for row in entity_rows] for name in names}
+def position(proto: GetOnlineFeaturesResponse, name: str) -> int | None:
+    """Where a column stands in a response; None: nowhere."""
+    names = list(proto.metadata.feature_names.val)
+    return names.index(name) if name in names else None
 
 
-def plain(value: Any) -> Any:
-    """The value in a protobuf `Value`; any other as it is."""
-    if isinstance(value, Value):
-        kind = value.WhichOneof("val")
-        return getattr(value, kind) if kind else None
-    return value
+def take_over(proto: GetOnlineFeaturesResponse, other: GetOnlineFeaturesResponse, names: Iterable[str]) -> None:
+    """Replaces the columns of these names by those of another response."""
+    for name in names:
+        here, there = position(proto, name), position(other, name)
+        if here is not None and there is not None:
+            proto.results[here].CopyFrom(other.results[there])
 
 
-def canonical_column(spec: EncoderSpec, keys: Sequence[Any]) -> tuple[list[Any], set[int]]:
-    """Canonical keys, and the positions of those that can be none: they stay as they are, and are found nowhere."""
-    column, refused = list(keys), set()
-    for i, key in enumerate(column):
-        if isinstance(key, str):
-            try:
-                column[i] = canonical_key(spec, key)
-            except KeyRefused:
-                refused.add(i)
-    return column, refused
+def fill(proto: GetOnlineFeaturesResponse, spec: EncoderSpec, names: Mapping[str, str]) -> list[int]:
+    """Writes the OOV embedding and its id where an embedding is not there whole; the rows in which it is not.
+
+    `names`: feature → its name in the response. Where neither vector nor id was requested there is nothing to fill.
+    """
+    oov = all_missing(spec, 1, Status.OOV)
+    defaults = {
+        EMBEDDING: Value(float_list_val=packed(oov.vectors[0])),
+        EMBEDDING_ID: Value(int64_val=int(oov.embedding_id[0])),
+    }
+    at = {feature: position(proto, names[feature]) for feature in defaults if feature in names}
+    results = {feature: proto.results[i] for feature, i in at.items() if i is not None}
+    missing = sorted(
+        {i for r in results.values() for i, status in enumerate(r.statuses) if status != FieldStatus.PRESENT}
+    )
+    for feature, result in results.items():
+        for i in missing:
+            result.values[i].CopyFrom(defaults[feature])
+            result.statuses[i] = FieldStatus.NOT_FOUND  # also where the other half of the row was there
+    return missing
+
+
+def restore(proto: GetOnlineFeaturesResponse, column: str, keys: Sequence[Any], given: Sequence[Any]) -> None:
+    """Puts refused keys of an entity column back; half a surrogate pair, which has no UTF-8, is escaped."""
+    at = position(proto, column)
+    if at is not None:
+        for i, key in enumerate(keys):
+            if key == REFUSED:
+                proto.results[at].values[i].string_val = given[i].encode(errors="backslashreplace").decode()
 
 
 def packed(vector: np.ndarray) -> FloatList:

@@ -4,4 +4,6 @@ from encoders.keys import MAX_KEY_BYTES
 
 MAX_KEYS = 2000  # rankers score hundreds of candidates; at 8192 values a key an answer then has 64 MB
 MAX_REQUEST_BYTES = MAX_KEYS * (MAX_KEY_BYTES + 16)
-MAX_REPLY_BYTES = MAX_KEYS * (8192 * 4 + 64)
+MAX_REASON_CHARACTERS = 500  # of why a key failed: it may quote a stranger's server
+# A key's vector at the largest dim, its status, id and time, and its reason at 4 bytes of UTF-8 a character.
+MAX_REPLY_BYTES = MAX_KEYS * (8192 * 4 + 64 + 4 * MAX_REASON_CHARACTERS)

@@ -1,5 +1,6 @@
 """Asking for embeddings: a bounded queue to Kafka that no look-up ever waits for."""
 
+import hashlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 CAPACITY = 10_000  # requests that wait for Kafka: 80 MB of the longest keys
 WINDOW_SECONDS = 60.0  # a key is asked for once in it; embedding takes seconds, so one that is lost is asked for soon
-MAX_REMEMBERED = 200_000
+MAX_REMEMBERED = 200_000  # claims of 16 bytes, about 40 MB with what Python keeps around them
 BACK_OFF_SECONDS = 1.0
 
 
@@ -52,7 +53,7 @@ class RequestQueue:
     request under way counts. One that failed is forgotten, so that the next look-up asks again.
 
     Args:
-        producer: a `KafkaProducer` with `acks="all"`; closed with the queue.
+        producer: a `KafkaProducer` with `acks="all"`, used by that thread alone and closed with the queue.
         topic: of live requests.
         capacity: requests that may wait; what is more is dropped and counted.
         window: seconds.
@@ -74,8 +75,9 @@ class RequestQueue:
         self._clock = clock
         self._waiting: Queue[EmbedRequest] = Queue(capacity)
         self._lock = threading.Lock()
-        self._asked: OrderedDict[tuple[str, str], float | None] = OrderedDict()  # → end of window; None: under way
+        self._asked: OrderedDict[bytes, float | None] = OrderedDict()  # claim → end of window; None: under way
         self._closing = threading.Event()
+        self._close_by = 0.0  # monotonic seconds
         self._failing = False
         self.dropped = 0
         self.published = 0
@@ -83,8 +85,10 @@ class RequestQueue:
         self._thread.start()
 
     def offer(self, view: str, key: str) -> bool:
+        if self._closing.is_set():
+            return False
         now = self._clock()
-        claim = (view, key)
+        claim = _claim(view, key)
         with self._lock:
             if claim in self._asked:
                 until = self._asked[claim]
@@ -102,31 +106,37 @@ class RequestQueue:
         return True
 
     def close(self, timeout: float = 10.0) -> None:
-        """Publishes what waits, for up to `timeout` seconds, then closes the producer."""
+        """Publishes what waits and closes the producer, for up to `timeout` seconds; what is left then is lost."""
+        self._close_by = time.monotonic() + timeout
         self._closing.set()
         self._thread.join(timeout)
-        self._producer.close(timeout)
 
     def _publish_until_closed(self) -> None:
-        while not (self._closing.is_set() and self._waiting.empty()):
+        while not (self._closing.is_set() and (self._waiting.empty() or time.monotonic() >= self._close_by)):
             try:
                 request = self._waiting.get(timeout=0.2)
             except Empty:
                 continue
             self._publish(request)
+        try:
+            self._producer.close(max(0.0, self._close_by - time.monotonic()))
+        except KafkaError as error:
+            logger.warning("the last requests may not have reached Kafka: %r", error)
+        if not self._waiting.empty():
+            logger.warning("%d requests were not published: later look-ups ask again", self._waiting.qsize())
 
     def _publish(self, request: EmbedRequest) -> None:
-        claim = (request.view, request.key)
+        claim = _claim(request.view, request.key)
         try:
             sent = self._producer.send(self._topic, key=request.partition_key, value=request.encode())
-        except KafkaError as error:
+        except Exception as error:  # noqa: BLE001 - a thread that died of one would ask for nothing ever again
             self._failed(claim, error)
             self._closing.wait(BACK_OFF_SECONDS)  # requests queue up meanwhile; a full queue drops
             return
         sent.add_callback(lambda _: self._acknowledged(claim))
         sent.add_errback(lambda error: self._failed(claim, error))
 
-    def _acknowledged(self, claim: tuple[str, str]) -> None:
+    def _acknowledged(self, claim: bytes) -> None:
         with self._lock:
             self.published += 1
             self._asked[claim] = self._clock() + self._window
@@ -135,12 +145,47 @@ class RequestQueue:
             self._failing = False
             logger.warning("Kafka takes requests again")
 
-    def _failed(self, claim: tuple[str, str], error: BaseException) -> None:
+    def _failed(self, claim: bytes, error: BaseException) -> None:
         with self._lock:
             self._asked.pop(claim, None)
         if not self._failing:  # once an outage, not once a request
             self._failing = True
             logger.warning("Kafka does not take requests (%r): misses stay OOV until it does", error)
+
+
+def _claim(view: str, key: str) -> bytes:
+    # A digest, since a key may have 8 KiB: the keys themselves would be 1.6 GB.
+    return hashlib.blake2b(f"{view}\0{key}".encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+class ProducerOnDemand:
+    """A producer that is opened by the first `send`, in the thread that sends.
+
+    So whoever makes a queue waits for no Kafka and needs none: while it is away, requests fail and are asked for again.
+
+    Args:
+        open: opens it, `lambda: open_producer(servers)`.
+    """
+
+    def __init__(self, open: Callable[[], Any]) -> None:
+        self._open = open
+        self._producer: Any = None
+
+    def send(self, topic: str, *, key: bytes, value: bytes) -> Any:
+        """As of `KafkaProducer`.
+
+        Raises:
+            KafkaUnavailable: Kafka does not answer; the next `send` tries to open it again.
+            KafkaError: as of `KafkaProducer`.
+        """
+        if self._producer is None:
+            self._producer = self._open()
+        return self._producer.send(topic, key=key, value=value)
+
+    def close(self, timeout: float) -> None:
+        """As of `KafkaProducer`; nothing where it was never opened."""
+        if self._producer is not None:
+            self._producer.close(timeout)
 
 
 def open_producer(servers: str) -> KafkaProducer:

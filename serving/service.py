@@ -13,7 +13,7 @@ from feature_repo.directory import UnknownView
 from serving.archive import Archive
 from serving.embark_pb2 import LookupReply, LookupRequest
 from serving.embark_pb2_grpc import EmbArkServicer, add_EmbArkServicer_to_server
-from serving.limits import MAX_KEYS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 
 READERS = 16  # threads that wait for the store
 GRACE_SECONDS = 10.0
@@ -52,7 +52,7 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
             status=answer.status.tobytes(),
             embedding_id=answer.embedding_id,
             event_time=answer.event_time,
-            failures=answer.failures,
+            failures={i: why[:MAX_REASON_CHARACTERS] for i, why in answer.failures.items()},
             weights=spec.pinned,
         )
 

@@ -198,6 +198,28 @@ def test_a_key_that_is_known_to_fail_is_not_asked_for(embark: EmbArkFeatureStore
     assert requests.requests == []
 
 
+@pytest.mark.parametrize("bad", ["x" * 40_000, "\ud800"])
+def test_a_key_that_cassandra_could_not_take_costs_only_itself_an_answer(
+    bad: str, embark: EmbArkFeatureStore, requests: MemoryRequests
+) -> None:
+    push(embark, TEXT_VIEW, "cat")
+    proto = embark.get_online_features([f"{TEXT_VIEW}:embedding"], {"text": ["cat", bad]}).proto
+    assert values(proto, "embedding")[1] == ["PRESENT", "NOT_FOUND"]
+    assert requests.requests == []
+
+
+def test_half_a_row_is_missing_for_feast_as_for_embark(embark: EmbArkFeatureStore, requests: MemoryRequests) -> None:
+    spec = push(embark, TEXT_VIEW, "cat")
+    session, table = connect(embark), f'"embark"."{embark.project}_{TEXT_VIEW}"'
+    (row,) = {row.entity_key for row in session.execute(f"SELECT entity_key FROM {table}")}  # noqa: S608
+    session.execute(f"DELETE FROM {table} WHERE entity_key = %s AND feature_name = 'embedding_id'", (row,))  # noqa: S608
+    features = [f"{TEXT_VIEW}:embedding", f"{TEXT_VIEW}:embedding_id"]
+    proto = embark.get_online_features(features, {"text": ["cat"]}).proto
+    assert values(proto, "embedding") == ([[0.0] * spec.dim], ["NOT_FOUND"])
+    assert not FeastOnlineRows(embark).read(spec, ["cat"]).found.any()
+    assert requests.requests == [(TEXT_VIEW, "cat")]
+
+
 def test_a_miss_through_feast_reaches_the_topic(feature_repo_dir: Path, live_topic: str, servers: LocalServers) -> None:
     store = EmbArkFeatureStore(repo_path=str(feature_repo_dir))
     try:

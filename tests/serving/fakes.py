@@ -89,7 +89,7 @@ class FakeSent:
 
 
 class FakeProducer:
-    """A Kafka producer that keeps what is sent; `down` makes `send` raise, `gate` makes it wait."""
+    """A Kafka producer that keeps what is sent; `down` makes `send` raise, `gate` makes it wait, `unflushed` fails."""
 
     def __init__(self) -> None:
         self.sent: list[FakeSent] = []
@@ -97,6 +97,7 @@ class FakeProducer:
         self.gate = threading.Event()
         self.gate.set()
         self.down = False
+        self.unflushed = False
         self.closed = False
 
     def send(self, topic: str, *, key: bytes, value: bytes) -> FakeSent:
@@ -110,3 +111,5 @@ class FakeProducer:
 
     def close(self, timeout: float) -> None:
         self.closed = True
+        if self.unflushed:
+            raise KafkaTimeoutError("planted")

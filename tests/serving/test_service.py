@@ -1,13 +1,25 @@
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import serving
 from embark.servers import free_port
+from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
-from serving.client import EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
-from tests.serving.fakes import IMAGE, TEXT, Parts, served
+from feature_repo.failures import MemoryFailureMarks
+from feature_repo.online_rows import Rows
+from serving.archive import MemoryRows, memory_archive
+from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
+from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
+from serving.requests import MemoryRequests
+from tests.serving.fakes import IMAGE, SPECS, TEXT, Parts, served
 
 
 def test_an_answer_crosses_the_wire_unchanged() -> None:
@@ -67,4 +79,63 @@ def test_a_server_that_is_not_there_is_named_with_the_command_that_starts_it() -
 
 def test_the_client_needs_neither_feast_nor_kafka_nor_cassandra() -> None:
     code = "import sys, serving.client; sys.exit(bool({'feast', 'kafka', 'cassandra', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_largest_answer_fits_though_every_key_of_it_failed() -> None:
+    spec = EncoderSpec(
+        name="wide", version="v1", modality="text", dim=8192, network="text_lstm", weights="seeded:0", pinned="seeded:0"
+    )
+    keys = [f"k{i}" for i in range(MAX_KEYS)]
+    marks = MemoryFailureMarks({(spec.view, key): "DecodeError: " + "€" * 5000 for key in keys})
+    archive = memory_archive({spec.view: spec}, MemoryRows(), marks, MemoryRequests())
+    with served(archive) as address, EmbArkClient(address) as client:
+        answer = client.lookup(spec.view, keys, timeout=60)
+    assert answer.vectors.shape == (MAX_KEYS, 8192)
+    assert {len(why) for why in answer.failures.values()} == {MAX_REASON_CHARACTERS}
+
+
+class BrokenRows:
+    """A store with a bug."""
+
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+        raise RuntimeError("planted")
+
+
+def test_a_fault_of_the_server_is_not_told_as_its_absence() -> None:
+    archive = memory_archive(SPECS, BrokenRows(), MemoryFailureMarks({}), MemoryRequests())
+    with served(archive) as address, EmbArkClient(address) as client, pytest.raises(ClientError) as failure:
+        client.lookup(TEXT.view, ["x"])
+    assert not isinstance(failure.value, EmbArkUnavailable)
+    assert "failed (UNKNOWN)" in str(failure.value)
+
+
+class GatedRows(MemoryRows):
+    """A store that answers when it is let."""
+
+    gate = threading.Event()
+
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+        self.gate.wait(20)
+        return Rows.none_of(len(keys), spec.dim)
+
+
+def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
+    rows = GatedRows()
+    archive = memory_archive(SPECS, rows, MemoryFailureMarks({}), MemoryRequests())
+    with served(archive) as address, EmbArkClient(address) as client:
+        with pytest.raises(EmbArkUnavailable, match=r"did not answer within 0\.2 s"):
+            client.lookup(TEXT.view, ["x"], timeout=0.2)
+        rows.gate.set()
+
+
+def test_health_is_told() -> None:
+    with served(Parts().archive) as address, grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_no_module_of_serving_imports_torch() -> None:
+    modules = [f"serving.{path.stem}" for path in Path(serving.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
