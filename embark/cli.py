@@ -233,6 +233,37 @@ def weights_note(pinned: str) -> str:
     return f"[yellow]{pinned}: NOT pretrained[/]" if pinned.startswith("seeded:") else pinned
 
 
+@cli.command()
+@click.option("--drop-orphaned", is_flag=True, help="Drop the tables of views that are no longer declared.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def tables(settings: Settings, drop_orphaned: bool, yes: bool, as_json: bool) -> None:
+    """List the online tables of this project: used, of an old version of a view, or orphaned.
+
+    `feast apply` keeps the table of a view that is no longer declared, with its rows; declared again, it is used again.
+    """
+    from embark.repo import open_store
+    from embark.tables import drop_tables, project_tables
+
+    store = open_store(settings.repo)
+    found = project_tables(store)
+    orphaned = [each.table for each in found if each.state == "orphaned"]
+    if as_json:
+        click.echo(json.dumps([asdict(each.table) | {"state": each.state} for each in found], indent=2))
+    else:
+        for each in found:
+            version = f"@v{each.table.version}" if each.table.version else ""
+            out.print(f"{each.table.view + version:<32} {each.state:<12} {each.table.keyspace}.{each.table.name}")
+    if not drop_orphaned or not orphaned:
+        return
+    if not yes:
+        click.confirm(f"Drop {', '.join(table.name for table in orphaned)}, with every row?", abort=True, err=True)
+    drop_tables(store, orphaned)
+    err.print(f"dropped {len(orphaned)} tables")
+
+
 # ── the three parts ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,8 +7,6 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.spec import EncoderSpec
-
 OOV_KEY = "\0oov"  # no canonical key holds a NUL: no input can have it
 
 
@@ -34,6 +32,12 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.status)
 
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Where the view's own embedding is answered, (N,)."""
+        found: NDArray[np.bool_] = self.status == Status.HIT
+        return found
+
 
 def embedding_id(view: str, key: str, event_time: int, vector: NDArray[np.float32]) -> int:
     """63-bit name of one vector: a hash of view, key, event time (µs) and the vector's bytes (decision 10)."""
@@ -46,18 +50,18 @@ def embedding_id(view: str, key: str, event_time: int, vector: NDArray[np.float3
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def oov_vector(spec: EncoderSpec) -> NDArray[np.float32]:
+def oov_vector(dim: int) -> NDArray[np.float32]:
     """What stands in for an embedding that is not there, (dim,) float32: zeros."""
-    return np.zeros(spec.dim, dtype=np.float32)
+    return np.zeros(dim, dtype=np.float32)
 
 
-def all_missing(spec: EncoderSpec, count: int, status: Status) -> Embeddings:
-    """`count` OOV embeddings under one status."""
-    oov = oov_vector(spec)
+def all_missing(view: str, dim: int, count: int, status: Status) -> Embeddings:
+    """`count` OOV embeddings of a view under one status."""
+    oov = oov_vector(dim)
     return Embeddings(
         vectors=np.tile(oov, (count, 1)),
         status=np.full(count, status, dtype=np.uint8),
-        embedding_id=np.full(count, embedding_id(spec.view, OOV_KEY, 0, oov), dtype=np.int64),
+        embedding_id=np.full(count, embedding_id(view, OOV_KEY, 0, oov), dtype=np.int64),
         event_time=np.zeros(count, dtype=np.int64),
         failures={},
     )

@@ -56,7 +56,7 @@ class CassandraFailureMarks:
 
     def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
         results = self._execute(self._select, [(view, key) for key in keys])
-        return {row.key: row.why for result in results for row in result}
+        return {key: why for result in results for key, why in result}
 
     def clear(self, view: str, keys: Sequence[str]) -> None:
         self._execute(self._delete, [(view, key) for key in keys])

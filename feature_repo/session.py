@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cassandra import DriverException
+from cassandra import DriverException, InvalidRequest
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionException
 from feast import FeatureStore
@@ -18,11 +18,19 @@ class StoreUnavailable(Exception):
     """The online store did not answer; the message says which part of it and what to do."""
 
 
+class NotApplied(StoreUnavailable):
+    """The online store has no such table or column (yet): `feast apply` makes it."""
+
+
 @contextmanager
 def store_errors(part: str) -> Iterator[None]:
     """The one place where the driver's errors become ours."""
     try:
         yield
+    except InvalidRequest as error:
+        raise NotApplied(
+            f"{part}: Cassandra refuses the statement; `feast apply` brings its tables up to date: {error}"
+        ) from error
     except (NoHostAvailable, DriverException, ConnectionException, OSError) as error:
         raise StoreUnavailable(f"{part}: the online store did not answer: {error!r}") from error
 

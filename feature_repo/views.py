@@ -137,7 +137,7 @@ def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
         entities=[entity],
         schema=[
             Field(name=spec.join_key, dtype=String),
-            Field(name=EMBEDDING, dtype=Array(Float32)),
+            Field(name=EMBEDDING, dtype=Array(Float32), vector_length=spec.dim),
             Field(name=EMBEDDING_ID, dtype=Int64),
             Field(name=CONTENT_HASH, dtype=String),
         ],

@@ -13,7 +13,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import FailureMarks
-from feature_repo.online_rows import OnlineRows, Rows
+from feature_repo.online_rows import OnlineRows
 from feature_repo.session import StoreUnavailable
 from serving.requests import RequestSink
 
@@ -63,7 +63,7 @@ class EmbeddingArchive:
 
     def lookup(self, view: str, keys: Sequence[str]) -> Embeddings:
         spec = self._directory.spec(view)
-        answer = all_missing(spec, len(keys), Status.OOV)
+        answer = all_missing(spec.view, spec.dim, len(keys), Status.OOV)
         # 1. canonical keys; one that cannot be a key costs only itself an answer
         positions: dict[str, list[int]] = {}
         for i, key in enumerate(keys):
@@ -79,15 +79,16 @@ class EmbeddingArchive:
         except StoreUnavailable as outage:
             return self._unavailable(answer, positions, distinct, outage)
         # 3. hits
+        found = rows.found
         for row, key in enumerate(distinct):
-            if rows.found[row]:
+            if found[row]:
                 at = positions[key]
                 answer.vectors[at] = rows.vectors[row]
                 answer.embedding_id[at] = rows.embedding_id[row]
                 answer.event_time[at] = rows.event_time[row]
                 answer.status[at] = Status.HIT
         # 4. known not to be embeddable: nothing is asked for
-        missing = [key for key, found in zip(distinct, rows.found, strict=True) if not found]
+        missing = [key for key, is_there in zip(distinct, found, strict=True) if not is_there]
         try:
             marked = self._marks.read(view, missing) if missing else {}
         except StoreUnavailable as outage:
@@ -117,11 +118,11 @@ class MemoryRows:
 
     rows: dict[tuple[str, str], tuple[int, int, NDArray[np.float32]]] = field(default_factory=dict)
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
-        found = Rows.none_of(len(keys), spec.dim)
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
+        found = all_missing(spec.view, spec.dim, len(keys), Status.OOV)
         for i, key in enumerate(keys):
             if (spec.view, key) in self.rows:
-                found.found[i] = True
+                found.status[i] = Status.HIT
                 found.event_time[i], found.embedding_id[i], found.vectors[i] = self.rows[spec.view, key]
         return found
 
@@ -132,7 +133,7 @@ class DownRows:
 
     reason: str = "planted"
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
         raise StoreUnavailable(self.reason)
 
 

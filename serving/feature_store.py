@@ -5,15 +5,15 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from feast import FeatureService, FeatureStore
 from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
-from feast.protos.feast.types.Value_pb2 import FloatList, RepeatedValue, Value
+from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status, all_missing
 from feature_repo.failures import CassandraFailureMarks, FailureMarks
+from feature_repo.online.columns import Vectors
 from feature_repo.session import StoreUnavailable, connect, store_errors
 from feature_repo.views import EMBEDDING, EMBEDDING_ID, request_topic
 from serving.entity_rows import REFUSED, Asked, as_columns, readings
@@ -159,9 +159,9 @@ def fill(proto: GetOnlineFeaturesResponse, spec: EncoderSpec, names: Mapping[str
 
     `names`: feature → its name in the response. Where neither vector nor id was requested there is nothing to fill.
     """
-    oov = all_missing(spec, 1, Status.OOV)
+    oov = all_missing(spec.view, spec.dim, 1, Status.OOV)
     defaults = {
-        EMBEDDING: Value(float_list_val=packed(oov.vectors[0])),
+        EMBEDDING: Vectors(spec.dim).value(oov.vectors[0]),
         EMBEDDING_ID: Value(int64_val=int(oov.embedding_id[0])),
     }
     at = {feature: position(proto, names[feature]) for feature in defaults if feature in names}
@@ -183,14 +183,3 @@ def restore(proto: GetOnlineFeaturesResponse, column: str, keys: Sequence[Any], 
         for i, key in enumerate(keys):
             if key == REFUSED:
                 proto.results[at].values[i].string_val = given[i].encode(errors="backslashreplace").decode()
-
-
-def packed(vector: np.ndarray) -> FloatList:
-    """A `FloatList` by memory copy: on the wire it is a tag, a length and little-endian floats."""
-    data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-    length, size = bytearray(b"\x0a"), len(data)
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return FloatList.FromString(bytes(length) + data)

@@ -38,7 +38,7 @@ def test_an_id_does_not_depend_on_how_the_vector_lies_in_memory() -> None:
 
 
 def test_what_is_missing_is_answered_with_the_oov_row_and_its_own_id() -> None:
-    missing = all_missing(SPEC, 3, Status.UNAVAILABLE)
+    missing = all_missing(SPEC.view, SPEC.dim, 3, Status.UNAVAILABLE)
     assert missing.vectors.shape == (3, 4)
     assert not missing.vectors.any()
     assert set(missing.status) == {Status.UNAVAILABLE}

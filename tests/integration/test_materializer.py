@@ -19,8 +19,9 @@ from embark.servers import LocalServers
 from encoders.client import Encoded, MemoryRetina, Outcome
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
+from feature_repo.embeddings import Embeddings
 from feature_repo.failures import CassandraFailureMarks
-from feature_repo.online_rows import FeastOnlineRows, Rows
+from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
 from feature_repo.views import encoder_specs, request_topic
 from materializer.archive import EmbeddedBatch, FeastArchive
@@ -129,7 +130,7 @@ class Bench:
     def marks(self, store: FeatureStore) -> CassandraFailureMarks:
         return CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
 
-    def online(self, keys: Sequence[str]) -> Rows:
+    def online(self, keys: Sequence[str]) -> Embeddings:
         return FeastOnlineRows(self.store).read(self.specs[VIEW], keys)
 
     def wait_until_online(self, keys: Sequence[str], stop: threading.Event | None = None) -> None:
@@ -213,7 +214,7 @@ def test_what_is_asked_for_is_online_and_in_history(bench: Bench) -> None:
     online, past = bench.online(keys), bench.history(keys)
     assert list(online.embedding_id) == list(past["embedding_id"])
     assert np.array_equal(online.vectors, np.stack(list(past["embedding"])).astype(np.float32))
-    assert set(online.event_time // 1000) == {asked_at // 1000}  # the stock store keeps milliseconds
+    assert set(online.event_time) == {asked_at}
     assert [letter for letter in dead_letters(bench.store) if letter.key in keys] == []
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import OOV_KEY, Status, embedding_id, oov_vector
 from feature_repo.failures import CassandraFailureMarks, MemoryFailureMarks
+from feature_repo.online.table import table_name
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import StoreUnavailable, connect
 from feature_repo.views import encoder_specs, push_source_name, request_topic
@@ -87,11 +87,6 @@ def test_rows_come_back_as_they_were_pushed(store: FeatureStore) -> None:
 
 def test_an_empty_read_asks_nobody(store: FeatureStore) -> None:
     assert len(FeastOnlineRows(store).read(encoder_specs(store)[TEXT_VIEW], []).found) == 0
-
-
-def test_a_row_of_another_length_reads_as_missing(store: FeatureStore) -> None:
-    spec = push(store, TEXT_VIEW, "cat")
-    assert not FeastOnlineRows(store).read(replace(spec, dim=8), ["cat"]).found.any()
 
 
 def test_marks_are_kept_by_view_run_out_and_can_be_cleared(marks: CassandraFailureMarks) -> None:
@@ -176,7 +171,7 @@ def test_feast_answers_defaults_and_keeps_its_status(
     assert statuses == ["PRESENT", "NOT_FOUND", "NOT_FOUND"]
     names = list(proto.metadata.feature_names.val)
     ids = [v.int64_val for v in proto.results[names.index(f"{prefix}embedding_id")].values]
-    assert ids[1] == embedding_id(spec.view, OOV_KEY, 0, oov_vector(spec))
+    assert ids[1] == embedding_id(spec.view, OOV_KEY, 0, oov_vector(spec.dim))
     assert requests.requests == [(TEXT_VIEW, "dog")]  # canonical; the bad key can be none
 
 
@@ -210,9 +205,10 @@ def test_a_key_that_cassandra_could_not_take_costs_only_itself_an_answer(
 
 def test_half_a_row_is_missing_for_feast_as_for_embark(embark: EmbArkFeatureStore, requests: MemoryRequests) -> None:
     spec = push(embark, TEXT_VIEW, "cat")
-    session, table = connect(embark), f'"embark"."{embark.project}_{TEXT_VIEW}"'
-    (row,) = {row.entity_key for row in session.execute(f"SELECT entity_key FROM {table}")}  # noqa: S608
-    session.execute(f"DELETE FROM {table} WHERE entity_key = %s AND feature_name = 'embedding_id'", (row,))  # noqa: S608
+    session, table = connect(embark), f'"embark"."{table_name(embark.project, TEXT_VIEW)}"'
+    (row,) = session.execute(f"SELECT entity_key, event_time, created_time, digest FROM {table}")  # noqa: S608
+    version = "entity_key = %s AND event_time = %s AND created_time = %s AND digest = %s"
+    session.execute(f'DELETE "embedding_id:int64" FROM {table} WHERE {version}', row)
     features = [f"{TEXT_VIEW}:embedding", f"{TEXT_VIEW}:embedding_id"]
     proto = embark.get_online_features(features, {"text": ["cat"]}).proto
     assert values(proto, "embedding") == ([[0.0] * spec.dim], ["NOT_FOUND"])

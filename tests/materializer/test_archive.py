@@ -11,8 +11,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import embedding_id
-from feature_repo.online_rows import Rows
+from feature_repo.embeddings import Embeddings, Status, all_missing, embedding_id
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import feature_view
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, FeastArchive, MemoryArchive, frame
@@ -32,14 +31,14 @@ class FeastRows:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
-        rows = Rows.none_of(len(keys), spec.dim)
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
+        rows = all_missing(spec.view, spec.dim, len(keys), Status.OOV)
         entities = [EntityKey(join_keys=[spec.join_key], entity_values=[Value(string_val=key)]) for key in keys]
         view = self.store.get_feature_view(spec.view)
         answers = self.store._get_provider().online_read(self.store.config, view, entities)
         for i, (_, values) in enumerate(answers):
             if values:
-                rows.found[i] = True
+                rows.status[i] = Status.HIT
                 rows.vectors[i] = values["embedding"].float_list_val.val
                 rows.embedding_id[i] = values["embedding_id"].int64_val
         return rows
@@ -48,7 +47,7 @@ class FeastRows:
 class NoRows:
     """An online store that is down."""
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
         raise StoreUnavailable("Cassandra does not answer")
 
 

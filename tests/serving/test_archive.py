@@ -25,7 +25,7 @@ def test_a_missing_key_is_answered_oov_and_asked_for() -> None:
     answer = parts.archive.lookup(TEXT.view, ["cat"])
     assert list(answer.status) == [Status.OOV]
     assert not answer.vectors.any()
-    assert answer.embedding_id[0] == embedding_id(TEXT.view, OOV_KEY, 0, oov_vector(TEXT))
+    assert answer.embedding_id[0] == embedding_id(TEXT.view, OOV_KEY, 0, oov_vector(TEXT.dim))
     assert parts.requests.requests == [(TEXT.view, "cat")]
 
 

@@ -205,7 +205,7 @@ def test_the_oov_embedding_has_its_own_id_and_no_content_hash(opened: Opened) ->
     names = list(proto.metadata.feature_names.val)
     spec = encoder_specs(opened())[TEXT.view]
     assert proto.results[names.index("embedding_id")].values[0].int64_val == embedding_id(
-        TEXT.view, OOV_KEY, 0, oov_vector(spec)
+        TEXT.view, OOV_KEY, 0, oov_vector(spec.dim)
     )
     assert proto.results[names.index("content_hash")].values[0].WhichOneof("val") is None
 

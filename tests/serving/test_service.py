@@ -12,9 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import serving
 from embark.servers import free_port
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Status
+from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
-from feature_repo.online_rows import Rows
 from serving.archive import MemoryRows, memory_archive
 from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
@@ -98,7 +97,7 @@ def test_the_largest_answer_fits_though_every_key_of_it_failed() -> None:
 class BrokenRows:
     """A store with a bug."""
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
         raise RuntimeError("planted")
 
 
@@ -115,9 +114,9 @@ class GatedRows(MemoryRows):
 
     gate = threading.Event()
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Rows:
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
         self.gate.wait(20)
-        return Rows.none_of(len(keys), spec.dim)
+        return all_missing(spec.view, spec.dim, len(keys), Status.OOV)
 
 
 def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:

@@ -1,0 +1,356 @@
+"""Feast's online store on Cassandra, at the speed of the driver: any feature view, embeddings above all.
+
+    online_store:
+      type: feature_repo.online_store.EmbeddingOnlineStore
+      hosts: [127.0.0.1]
+      keyspace: embark
+
+How rows are kept, and why the last event wins, is told in `feature_repo.online.table`; every setting in
+`docs/online-store.md`.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from feast import Entity, FeatureView, RepoConfig, utils
+from feast.infra.infra_object import InfraObject
+from feast.infra.online_stores.cassandra_online_store.cassandra_online_store import CassandraOnlineStore
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.protos.feast.core.Registry_pb2 import Registry
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from pydantic import StrictStr
+
+from feature_repo.embeddings import Embeddings
+from feature_repo.online import answers, reads, schema, writes
+from feature_repo.online.cluster import Connection, connect_to
+from feature_repo.online.config import OnlineSettings
+from feature_repo.online.response import AskedView
+from feature_repo.online.statements import RawBound, RawStatement, prepare
+from feature_repo.online.views import OnlineView, Views, oldest_visible, text_keys
+from feature_repo.online.writes import RowEncoder, RowToWrite, WriteFailed
+from feature_repo.session import store_errors
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingOnlineStoreConfig(OnlineSettings):
+    """The settings, here because Feast looks for them beside the store."""
+
+    type: Literal["feature_repo.online_store.EmbeddingOnlineStore"] | StrictStr = (
+        "feature_repo.online_store.EmbeddingOnlineStore"
+    )
+
+
+class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
+    """The store. Threads and event loops may share one; after a fork each process gets a session of its own.
+
+    Every method raises StoreUnavailable where Cassandra does not answer (never a missing value instead), NotApplied
+    where it has no such table or column, and StoreMisconfigured where the settings contradict each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # taken to open a session or prepare a statement, never to use one
+        self._connection: Connection | None = None
+        self._process = 0
+        self._statements: dict[str, RawStatement] = {}
+        self._views = Views()
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        return SupportedAsyncMethods(read=True, write=True)
+
+    def _is_versioned_read_supported(self) -> bool:
+        return True
+
+    # Reading
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Event time and values of each key, in order; (None, None) where there is no row, or none within the ttl."""
+        view, features = self._view(config, table), _features(table, requested_features)
+        keys = view.find(entity_keys)
+        with store_errors(table.name):
+            statements = self._reads(config, view, features, keys)
+            (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
+        return answers.feast_rows(view.table, features, keys, rows, oldest_visible(table))
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """As `online_read`."""
+        view, features = self._view(config, table), _features(table, requested_features)
+        keys = view.find(entity_keys)
+        with store_errors(table.name):
+            await self._prepare(config, view.table.select(features))
+            statements = self._reads(config, view, features, keys)
+            (rows,) = await reads.read_async(
+                self._get_session(config), [statements], config.online_store.read_concurrency
+            )
+        return answers.feast_rows(view.table, features, keys, rows, oldest_visible(table))
+
+    def read_matrix(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> Embeddings:
+        """The embeddings of `keys` as one matrix, without protobuf: HIT, or OOV where there is none.
+
+        Args:
+            table: a view with one string join key and one feature of fixed length (`vector_length`).
+            keys: values of the join key, canonical where the view is an encoder's; repetitions are read once.
+
+        Raises:
+            ValueError: the view is not of that kind.
+        """
+        view = self._view(config, table)
+        shape = answers.MatrixShape.of(table, view.table)
+        stored = text_keys(shape.join_key, keys)
+        with store_errors(table.name):
+            statements = self._reads(config, view, shape.features, stored)
+            (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
+        return answers.embeddings(view.name, shape, keys, stored, rows, oldest_visible(table))
+
+    # `get_online_features`: what Feast calls between preparing a request and its on-demand features. Both forms are
+    # Feast's own seam for stores that can read several views at once; the rest of its contract is untouched.
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[Any, list[str]]],
+        join_key_values: dict[str, list[Value]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        asked = [
+            self._asked(config, view, features, join_key_values, entity_name_to_join_key_map)
+            for view, features in grouped_refs
+        ]
+        with store_errors(", ".join(each.view.name for each in asked)):
+            statements = [self._reads(config, each.online, each.known, each.keys) for each in asked]
+            rows = reads.read(self._get_session(config), statements, config.online_store.read_concurrency)
+        for each, found in zip(asked, rows, strict=True):
+            each.answer(online_features_response, found, full_feature_names, include_feature_view_version_metadata)
+
+    async def _read_features_per_fv_async(
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[Any, list[str]]],
+        join_key_values: dict[str, list[Value]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        asked = [
+            self._asked(config, view, features, join_key_values, entity_name_to_join_key_map)
+            for view, features in grouped_refs
+        ]
+        with store_errors(", ".join(each.view.name for each in asked)):
+            for each in asked:
+                await self._prepare(config, each.online.table.select(each.known))
+            statements = [self._reads(config, each.online, each.known, each.keys) for each in asked]
+            rows = await reads.read_async(self._get_session(config), statements, config.online_store.read_concurrency)
+        for each, found in zip(asked, rows, strict=True):
+            each.answer(online_features_response, found, full_feature_names, include_feature_view_version_metadata)
+
+    def _asked(
+        self,
+        config: RepoConfig,
+        view: Any,
+        features: list[str],
+        join_key_values: dict[str, list[Value]],
+        join_keys: dict[str, str],
+    ) -> AskedView:
+        rows, positions, count = utils._get_unique_entities(view, join_key_values, join_keys)
+        online = self._view(config, view)
+        return AskedView(view, online, features, online.find_rows(rows), positions, count)
+
+    # Writing
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[RowToWrite],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Writes rows: acknowledged at the write consistency when this returns, in any order, as often as one likes.
+
+        Raises:
+            ValueRefused: a row that the table cannot hold, such as a vector of another length; nothing was written.
+            WriteFailed: some rows were not acknowledged; it names their keys.
+        """
+        with store_errors(table.name):
+            statements = self._writes(config, table, data)
+            failures = writes.write(
+                self._get_session(config), statements, config.online_store.write_concurrency, progress
+            )
+        if failures:
+            raise WriteFailed(table.name, data, failures) from next(iter(failures.values()))
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[RowToWrite],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """As `online_write_batch`."""
+        with store_errors(table.name):
+            view = self._view(config, table)
+            await self._prepare(config, view.table.insert(list(view.table.columns)))
+            statements = self._writes(config, table, data)
+            failures = await writes.write_async(
+                self._get_session(config), statements, config.online_store.write_concurrency, progress
+            )
+        if failures:
+            raise WriteFailed(table.name, data, failures) from next(iter(failures.values()))
+
+    def online_delete(self, config: RepoConfig, table: FeatureView, rows: Sequence[tuple[EntityKey, datetime]]) -> None:
+        """Removes the rows of keys: each as of the event time given with it, so that a later event stays.
+
+        Raises:
+            WriteFailed: some were not acknowledged; it names their keys.
+        """
+        view = self._view(config, table)
+        with store_errors(table.name):
+            statement = self._statement(config, view.table.delete())
+            bound = []
+            for key, event_time in rows:
+                partition = view.serialize(key)
+                bound.append(statement.bind_raw([writes.stamp(event_time), partition], partition))
+            failures = writes.write(self._get_session(config), bound, config.online_store.write_concurrency, None)
+        if failures:
+            given: list[RowToWrite] = [(key, {}, event_time, None) for key, event_time in rows]
+            raise WriteFailed(table.name, given, failures) from next(iter(failures.values()))
+
+    # Schema
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Creates missing tables and columns. What is no longer declared stays, unless `drop_removed_tables`."""
+        with store_errors("feast apply"):
+            session = self._get_session(config)
+            schema.apply(session, config.online_store, [self._view(config, view).table for view in tables_to_keep])
+            removed = schema.tables_of(session, config, tables_to_delete)
+            if config.online_store.drop_removed_tables:
+                schema.drop(session, removed)
+            elif removed:
+                logger.warning(
+                    "Kept in Cassandra, though no longer declared: %s. `embark tables` lists and drops such tables.",
+                    ", ".join(table.view for table in removed),
+                )
+
+    def plan(self, config: RepoConfig, desired_registry_proto: Registry) -> list[InfraObject]:
+        """Prints what `feast apply` would execute: Feast's own report knows only the tables of its own stores."""
+        with store_errors("feast plan"):
+            tables = [self._view(config, view).table for view in schema.declared_views(desired_registry_proto)]
+            for statement in schema.missing(self._get_session(config), config.online_store, tables):
+                print(f"embark: `feast apply` would execute: {statement}")
+        return []
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Drops the tables of these views, every version of them."""
+        with store_errors("feast teardown"):
+            session = self._get_session(config)
+            schema.drop(session, schema.tables_of(session, config, tables))
+
+    # The session
+
+    async def initialize(self, config: RepoConfig) -> None:
+        """Connects, where that has not been done."""
+        if self._connection is None or self._process != os.getpid():
+            await asyncio.to_thread(self._get_session, config)
+
+    async def close(self) -> None:
+        """Disconnects; the next use connects again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            self._statements = {}
+        if connection is not None and self._process == os.getpid():
+            await asyncio.to_thread(connection.cluster.shutdown)
+
+    @property
+    def _cluster(self) -> Any:
+        return None if self._connection is None else self._connection.cluster
+
+    def _get_session(self, config: RepoConfig) -> Any:
+        connection = self._connection
+        if connection is None or self._process != os.getpid():
+            with self._lock:
+                connection = self._connection
+                if connection is None or self._process != os.getpid():
+                    # After a fork the parent's session is left alone: its threads are not here.
+                    self._statements = {}
+                    connection = self._connection = connect_to(config.online_store)
+                    self._process = os.getpid()
+        return connection.session
+
+    def _statement(self, config: RepoConfig, cql: str) -> RawStatement:
+        session = self._get_session(config)
+        statement = self._statements.get(cql)
+        if statement is None:
+            with self._lock:
+                statement = self._statements.get(cql)
+                if statement is None:
+                    statement = self._statements[cql] = prepare(session, cql)
+        return statement
+
+    async def _prepare(self, config: RepoConfig, cql: str) -> None:
+        """Connects and prepares off the event loop, where that has not been done."""
+        await self.initialize(config)
+        if cql not in self._statements:
+            await asyncio.to_thread(self._statement, config, cql)
+
+    def _view(self, config: RepoConfig, view: Any) -> OnlineView:
+        return self._views.of(
+            config.online_store.keyspace,
+            config.project,
+            view,
+            versioned=config.registry.enable_online_feature_view_versioning,
+        )
+
+    def _reads(
+        self, config: RepoConfig, view: OnlineView, features: Sequence[str], keys: Sequence[bytes | None]
+    ) -> list[RawBound]:
+        wanted = [key for key in keys if key is not None]
+        if not wanted:
+            return []
+        statement = self._statement(config, view.table.select(features))
+        return reads.chunks(
+            statement, self._cluster.metadata, view.table.keyspace, wanted, config.online_store.read_chunk_size
+        )
+
+    def _writes(self, config: RepoConfig, table: FeatureView, data: Sequence[RowToWrite]) -> list[RawBound]:
+        if not data:
+            return []
+        view = self._view(config, table)
+        statement = self._statement(config, view.table.insert(list(view.table.columns)))
+        encoder = RowEncoder(table.name, view.table.columns, statement, view.serialize)
+        return [encoder.encode(row) for row in data]  # all of them before the first leaves
+
+
+def _features(view: FeatureView, requested: list[str] | None) -> list[str]:
+    declared = [feature.name for feature in view.features]
+    return declared if requested is None else [name for name in requested if name in declared]
