@@ -10,10 +10,14 @@ from typing import Any, Protocol
 
 from cassandra.concurrent import execute_concurrent_with_args
 
+from feature_repo.online.table import quoted, table_name
 from feature_repo.session import store_errors
 
 MARK_SECONDS = 24 * 3600  # a permanent failure is tried again a day later: pictures get repaired
 CONCURRENCY = 64
+KEYS_A_QUERY = 50
+FAILURES = "\0failures"  # no feature view has such a name: the table is nobody else's
+WHY_CHARACTERS = 500  # a reason may quote a stranger's input
 
 
 class FailureMarks(Protocol):
@@ -37,25 +41,30 @@ class CassandraFailureMarks:
 
     Args:
         session: a connected Cassandra session.
-        keyspace, project: where the table `<project>_failures` stands; it is created if missing.
+        keyspace, project: where the table stands; it is created if missing.
+
+    Raises:
+        StoreUnavailable: the table could not be created.
     """
 
     def __init__(self, session: Any, keyspace: str, project: str) -> None:
         self._session = session
-        table = f'"{keyspace}"."{project}_failures"'
-        session.execute(
-            f"CREATE TABLE IF NOT EXISTS {table}"
-            " (feature_view text, key text, why text, PRIMARY KEY ((feature_view, key)))"
-        )
-        self._insert = session.prepare(f"INSERT INTO {table} (feature_view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
-        self._select = session.prepare(f"SELECT key, why FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608
-        self._delete = session.prepare(f"DELETE FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608
+        table = f"{quoted(keyspace)}.{quoted(table_name(project, FAILURES))}"
+        with store_errors("failure marks"):
+            session.execute(
+                f"CREATE TABLE IF NOT EXISTS {table}"
+                " (feature_view text, key text, why text, PRIMARY KEY ((feature_view, key)))"
+            )
+            self._insert = session.prepare(f"INSERT INTO {table} (feature_view, key, why) VALUES (?, ?, ?) USING TTL ?")  # noqa: S608
+            self._select = session.prepare(f"SELECT key, why FROM {table} WHERE feature_view = ? AND key IN ?")  # noqa: S608
+            self._delete = session.prepare(f"DELETE FROM {table} WHERE feature_view = ? AND key = ?")  # noqa: S608
 
     def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
-        self._execute(self._insert, [(view, key, why, seconds) for key, why in failures.items()])
+        self._execute(self._insert, [(view, key, why[:WHY_CHARACTERS], seconds) for key, why in failures.items()])
 
     def read(self, view: str, keys: Sequence[str]) -> dict[str, str]:
-        results = self._execute(self._select, [(view, key) for key in keys])
+        chunks = [list(keys[i : i + KEYS_A_QUERY]) for i in range(0, len(keys), KEYS_A_QUERY)]
+        results = self._execute(self._select, [(view, chunk) for chunk in chunks])
         return {key: why for result in results for key, why in result}
 
     def clear(self, view: str, keys: Sequence[str]) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from feast import FeatureStore, FeatureView
+from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings
@@ -39,6 +41,17 @@ class FeastOnlineRows:
             self._store.config, self._view(spec), keys
         )
         return online
+
+    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether each of the canonical keys of one view has an embedding, (N,).
+
+        Raises:
+            StoreUnavailable: the store did not answer; nothing may be concluded about any key.
+        """
+        found: NDArray[np.bool_] = self._store._get_provider().online_store.has_rows(
+            self._store.config, self._view(spec), keys
+        )
+        return found
 
     def _view(self, spec: EncoderSpec) -> FeatureView:
         # Kept, so that no look-up depends on the registry at that moment.

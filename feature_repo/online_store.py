@@ -13,10 +13,12 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+import numpy as np
 from feast import Entity, FeatureView, RepoConfig, utils
 from feast.infra.infra_object import InfraObject
 from feast.infra.online_stores.cassandra_online_store.cassandra_online_store import CassandraOnlineStore
@@ -25,19 +27,36 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from numpy.typing import NDArray
 from pydantic import StrictStr
 
 from feature_repo.embeddings import Embeddings
-from feature_repo.online import answers, reads, schema, writes
+from feature_repo.online import answers, reads, schema, search, writes
+from feature_repo.online.asked import Search, vector_field
 from feature_repo.online.cluster import Connection, connect_to
 from feature_repo.online.config import OnlineSettings
+from feature_repo.online.encoding import RowEncoder
+from feature_repo.online.filters import Filter
 from feature_repo.online.response import AskedView
+from feature_repo.online.rows import RowToWrite, stamp
 from feature_repo.online.statements import RawBound, RawStatement, prepare
 from feature_repo.online.views import OnlineView, Views, oldest_visible, text_keys
-from feature_repo.online.writes import RowEncoder, RowToWrite, WriteFailed
+from feature_repo.online.writes import WriteFailed
 from feature_repo.session import store_errors
 
 logger = logging.getLogger(__name__)
+
+
+_STORES: weakref.WeakSet["EmbeddingOnlineStore"] = weakref.WeakSet()
+_PARENTS: list[Connection | None] = []
+
+
+def _begin_after_fork() -> None:
+    for store in _STORES:
+        store._begin_after_fork()
+
+
+os.register_at_fork(after_in_child=_begin_after_fork)
 
 
 class EmbeddingOnlineStoreConfig(OnlineSettings):
@@ -58,9 +77,9 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
     def __init__(self) -> None:
         self._lock = threading.Lock()  # taken to open a session or prepare a statement, never to use one
         self._connection: Connection | None = None
-        self._process = 0
         self._statements: dict[str, RawStatement] = {}
         self._views = Views()
+        _STORES.add(self)
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -122,6 +141,21 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
         return answers.embeddings(view.name, shape, keys, stored, rows, oldest_visible(table))
 
+    def has_rows(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether `read_matrix` would find each of `keys`, (N,), without reading vectors where the view keeps ids.
+
+        Raises:
+            ValueError: the view is not of that kind.
+        """
+        view = self._view(config, table)
+        shape = answers.MatrixShape.of(table, view.table)
+        features = shape.features[1:] or shape.features  # the id is written with the vector
+        stored = text_keys(shape.join_key, keys)
+        with store_errors(table.name):
+            statements = self._reads(config, view, features, stored)
+            (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
+        return answers.found(stored, rows, oldest_visible(table))
+
     # `get_online_features`: what Feast calls between preparing a request and its on-demand features. Both forms are
     # Feast's own seam for stores that can read several views at once; the rest of its contract is untouched.
 
@@ -179,13 +213,69 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         online = self._view(config, view)
         return AskedView(view, online, features, online.find_rows(rows), positions, count)
 
+    # Searching
+
+    def retrieve_online_documents_v2(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        requested_features: list[str],
+        embedding: list[float] | None,
+        top_k: int,
+        distance_metric: str | None = None,
+        query_string: str | None = None,
+        filters: Filter | None = None,
+        include_feature_view_version_metadata: bool = False,
+    ) -> list[search.Document]:
+        """The rows nearest to a vector, those with certain words, or both: best first, at most `top_k`.
+
+        Raises:
+            ValueError: what is asked cannot be; the message says what can.
+            ScanLimitReached: no index can answer, and there are too many rows to read them all.
+        """
+        asked = Search.of(
+            table,
+            self._view(config, table).table,
+            requested_features,
+            embedding,
+            top_k,
+            distance_metric,
+            query_string,
+            filters,
+        )
+        return search.documents(asked, self._find(config, table, asked))
+
+    def retrieve_online_documents(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        requested_features: list[str] | None,
+        embedding: list[float],
+        top_k: int,
+        distance_metric: str | None = None,
+    ) -> list[tuple[datetime | None, EntityKey, Value, Value, Value]]:
+        """Feast's older form: event time, key, the first feature asked for, the vector and the distance of each."""
+        known = _features(table, requested_features or [])[:1]
+        online = self._view(config, table).table
+        asked = Search.of(table, online, [*known, vector_field(table).name], embedding, top_k, distance_metric)
+        found = search.documents(asked, self._find(config, table, asked))
+        return [
+            (event_time, key, values.get(asked.features[0], Value()), values[asked.vector], values["distance"])
+            for event_time, key, values in found
+        ]
+
+    def _find(self, config: RepoConfig, table: FeatureView, asked: Search) -> list[search.Found]:
+        with store_errors(table.name):
+            session = self._get_session(config)
+            return search.find(asked, session, lambda cql: self._statement(config, cql), config.online_store)
+
     # Writing
 
     def online_write_batch(
         self,
         config: RepoConfig,
         table: FeatureView,
-        data: list[RowToWrite],
+        data: Sequence[RowToWrite],
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Writes rows: acknowledged at the write consistency when this returns, in any order, as often as one likes.
@@ -206,7 +296,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         self,
         config: RepoConfig,
         table: FeatureView,
-        data: list[RowToWrite],
+        data: Sequence[RowToWrite],
         progress: Callable[[int], Any] | None,
     ) -> None:
         """As `online_write_batch`."""
@@ -232,7 +322,8 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             bound = []
             for key, event_time in rows:
                 partition = view.serialize(key)
-                bound.append(statement.bind_raw([writes.stamp(event_time), partition], partition))
+                moment = stamp(event_time)
+                bound.append(statement.bind_raw([moment, partition, moment], partition))
             failures = writes.write(self._get_session(config), bound, config.online_store.write_concurrency, None)
         if failures:
             given: list[RowToWrite] = [(key, {}, event_time, None) for key, event_time in rows]
@@ -280,7 +371,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
 
     async def initialize(self, config: RepoConfig) -> None:
         """Connects, where that has not been done."""
-        if self._connection is None or self._process != os.getpid():
+        if self._connection is None:
             await asyncio.to_thread(self._get_session, config)
 
     async def close(self) -> None:
@@ -288,8 +379,15 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with self._lock:
             connection, self._connection = self._connection, None
             self._statements = {}
-        if connection is not None and self._process == os.getpid():
+        if connection is not None:
             await asyncio.to_thread(connection.cluster.shutdown)
+
+    def _begin_after_fork(self) -> None:
+        # The parent's session is kept and left alone: its threads are not here, and its sockets are not ours to close.
+        _PARENTS.append(self._connection)
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._connection = None
+        self._statements = {}
 
     @property
     def _cluster(self) -> Any:
@@ -297,14 +395,11 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
 
     def _get_session(self, config: RepoConfig) -> Any:
         connection = self._connection
-        if connection is None or self._process != os.getpid():
+        if connection is None:
             with self._lock:
                 connection = self._connection
-                if connection is None or self._process != os.getpid():
-                    # After a fork the parent's session is left alone: its threads are not here.
-                    self._statements = {}
+                if connection is None:
                     connection = self._connection = connect_to(config.online_store)
-                    self._process = os.getpid()
         return connection.session
 
     def _statement(self, config: RepoConfig, cql: str) -> RawStatement:
@@ -342,13 +437,14 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             statement, self._cluster.metadata, view.table.keyspace, wanted, config.online_store.read_chunk_size
         )
 
-    def _writes(self, config: RepoConfig, table: FeatureView, data: Sequence[RowToWrite]) -> list[RawBound]:
+    def _writes(self, config: RepoConfig, table: FeatureView, data: Sequence[RowToWrite]) -> Iterable[RawBound]:
         if not data:
             return []
         view = self._view(config, table)
         statement = self._statement(config, view.table.insert(list(view.table.columns)))
-        encoder = RowEncoder(table.name, view.table.columns, statement, view.serialize)
-        return [encoder.encode(row) for row in data]  # all of them before the first leaves
+        ttl = config.online_store.key_ttl_seconds or 0
+        encoder = RowEncoder(table.name, view.table.columns, statement, view.serialize, view.serialize_text, ttl)
+        return map(encoder.bind, encoder.check_all(data))  # all are checked before the first leaves
 
 
 def _features(view: FeatureView, requested: list[str] | None) -> list[str]:

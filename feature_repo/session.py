@@ -7,10 +7,21 @@ from typing import Any
 
 from cassandra import DriverException, InvalidRequest
 from cassandra.cluster import NoHostAvailable
-from cassandra.connection import ConnectionException
+from cassandra.connection import ConnectionBusy, ConnectionException, ProtocolError
+from cassandra.protocol import ErrorMessage
 from feast import FeatureStore
 
 CONNECT_SECONDS = 3.0
+# The driver's errors have no common ancestor.
+NOT_ANSWERED = (
+    NoHostAvailable,
+    DriverException,
+    ConnectionException,
+    ConnectionBusy,
+    ProtocolError,
+    ErrorMessage,
+    OSError,
+)
 ATTEMPTS = 3  # the driver gives a busy server 5 s to answer its first question
 
 
@@ -31,8 +42,9 @@ def store_errors(part: str) -> Iterator[None]:
         raise NotApplied(
             f"{part}: Cassandra refuses the statement; `feast apply` brings its tables up to date: {error}"
         ) from error
-    except (NoHostAvailable, DriverException, ConnectionException, OSError) as error:
-        raise StoreUnavailable(f"{part}: the online store did not answer: {error!r}") from error
+    except NOT_ANSWERED as error:
+        told = "no node is up" if isinstance(error, NoHostAvailable) and not error.errors else repr(error)
+        raise StoreUnavailable(f"{part}: the online store did not answer: {told}") from error
 
 
 def connect(store: FeatureStore) -> Any:

@@ -1,8 +1,9 @@
 """A Cassandra node on one loopback address."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,6 @@ commitlog_directory: "{folder}/commitlog"
 saved_caches_directory: "{folder}/saved_caches"
 hints_directory: "{folder}/hints"
 cdc_raw_directory: "{folder}/cdc"
-authenticator: AllowAllAuthenticator
-authorizer: AllowAllAuthorizer
 disk_failure_policy: die
 commit_failure_policy: die
 """
@@ -80,6 +79,7 @@ class Node:
     storage_port: int
     nodes: int
     folder: Path
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of cassandra.yaml, beside what stands in YAML
 
     @property
     def server(self) -> ServerProcess:
@@ -91,6 +91,7 @@ class Node:
         yaml, logback = self.folder / "cassandra.yaml", self.folder / "logback.xml"
         yaml.write_text(
             YAML.format(address=self.address, port=self.port, storage_port=self.storage_port, folder=self.folder)
+            + "".join(f"{name}: {json.dumps(value)}\n" for name, value in self.extra.items())  # JSON is YAML
         )
         logback.write_text(LOGBACK)
         agent = next(jar for jar in jars if jar.name.startswith("jamm-"))

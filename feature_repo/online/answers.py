@@ -1,6 +1,6 @@
 """Rows of bytes as what was asked for: Feast's values, or one matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
+from numpy.typing import NDArray
 
 from feature_repo.embeddings import Embeddings, Status, all_missing, embedding_id
 from feature_repo.online.columns import Column, Vectors, matrix
 from feature_repo.online.reads import Row
+from feature_repo.online.rows import from_micros
 from feature_repo.online.statements import from_bigint, items_of
 from feature_repo.online.table import OnlineTable
-from feature_repo.online.writes import from_micros
 
 EMBEDDING_ID = "embedding_id"
 FIRST_FEATURE = 3  # of a row: entity_key, event_time, nulls, features
@@ -89,28 +90,43 @@ def embeddings(
 ) -> Embeddings:
     """One answer a key, in order; a row is visible when it is whole and not before `oldest` (µs)."""
     answer = all_missing(view, shape.dim, len(keys), Status.OOV)
-    at: list[int] = []
-    whole: list[tuple[Any, ...]] = []
+    whole = _whole(stored, rows)
+    event_time = _bigints(row[1] for _, row in whole)
+    if event_time.size and event_time.min() < oldest:
+        whole = [each for each, visible in zip(whole, event_time >= oldest, strict=True) if visible]
+        event_time = event_time[event_time >= oldest]
+    if not whole:
+        return answer
+    at = [i for i, _ in whole]
+    where: Any = slice(None) if len(at) == len(keys) else at
+    answer.vectors[where] = matrix([row[FIRST_FEATURE] for _, row in whole], shape.dim)
+    answer.status[where] = Status.HIT
+    answer.event_time[where] = event_time
+    if len(shape.features) > 1:
+        answer.embedding_id[where] = _bigints(row[FIRST_FEATURE + 1] for _, row in whole)
+    else:
+        answer.embedding_id[where] = [
+            embedding_id(view, keys[i], int(event), answer.vectors[i]) for i, event in zip(at, event_time, strict=True)
+        ]
+    return answer
+
+
+def found(stored: Sequence[bytes | None], rows: Mapping[bytes, Row], oldest: int) -> NDArray[np.bool_]:
+    """Whether each key has a row that is visible, (N,)."""
+    there = np.zeros(len(stored), dtype=np.bool_)
+    there[[i for i, row in _whole(stored, rows) if from_bigint(row[1]) >= oldest]] = True
+    return there
+
+
+def _whole(stored: Sequence[bytes | None], rows: Mapping[bytes, Row]) -> list[tuple[int, tuple[Any, ...]]]:
+    """Positions of the keys whose rows have all features that were read, with those rows."""
+    whole: list[tuple[int, tuple[Any, ...]]] = []
     for i, key in enumerate(stored):
         row = None if key is None else rows.get(key)
         if row is not None and None not in row[FIRST_FEATURE:]:
-            at.append(i)
-            whole.append(row)
-    if not whole:
-        return answer
-    event_time = np.frombuffer(b"".join(row[1] for row in whole), ">i8").astype(np.int64)
-    vectors = matrix([row[FIRST_FEATURE] for row in whole], shape.dim)
-    if len(shape.features) > 1:
-        ids = np.frombuffer(b"".join(row[FIRST_FEATURE + 1] for row in whole), ">i8").astype(np.int64)
-    else:
-        ids = np.array(
-            [embedding_id(view, keys[i], int(t), v) for i, t, v in zip(at, event_time, vectors, strict=True)],
-            dtype=np.int64,
-        )
-    visible = event_time >= oldest
-    where = np.array(at)[visible]
-    answer.vectors[where] = vectors[visible]
-    answer.status[where] = Status.HIT
-    answer.embedding_id[where] = ids[visible]
-    answer.event_time[where] = event_time[visible]
-    return answer
+            whole.append((i, row))
+    return whole
+
+
+def _bigints(stored: Iterable[bytes]) -> NDArray[np.int64]:
+    return np.frombuffer(b"".join(stored), ">i8").astype(np.int64)

@@ -1,5 +1,6 @@
 """The connection to Cassandra that the settings of the online store describe."""
 
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
 from cassandra.policies import (
     ConstantSpeculativeExecutionPolicy,
     DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
     RetryPolicy,
     TokenAwarePolicy,
 )
+from cassandra.protocol import ConfigurationException
 from cassandra.query import tuple_factory
 
 from feature_repo.online.config import OnlineSettings
@@ -20,6 +23,17 @@ from feature_repo.online.statements import RawProtocolHandler
 
 READ = "read"
 WRITE = "write"
+TOKEN_AWARE = "TokenAwarePolicy(DCAwareRoundRobinPolicy)"  # noqa: S105 - of a key's token
+
+# The driver's own wait doubles to ten minutes and ends for good after 64 attempts: a long outage would outlast itself.
+RECONNECT_SECONDS = (1.0, 10.0)  # between two attempts at a node that is down: the first, the longest
+# A node that hangs keeps its connections, so only a heartbeat tells. Until then every statement whose first replica it
+# is fails after `request_timeout`, or costs `speculative_delay`; with the driver's 30 s that lasts for up to 90 s.
+HEARTBEAT_SECONDS = 10.0  # between two to an idle connection, and for an answer: > a pause of Java's garbage collection
+# The driver leaves Nagle's algorithm on, which holds a query back until the one before it was acknowledged.
+SOCKET_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+EXECUTOR_THREADS = 8  # retries leave from these; of the driver's 2, each attempt to reach a hung node holds one for 5 s
+SCHEMA_SECONDS = 60.0  # a change of schema waits until every node has it
 
 
 class StoreMisconfigured(ValueError):
@@ -41,42 +55,63 @@ def connect_to(config: OnlineSettings) -> Connection:
         StoreMisconfigured: the settings contradict each other.
         cassandra.DriverException, NoHostAvailable, OSError: no node can be used.
     """
-    contacts = _contacts(config)
-    read_dc, write_dc = _data_centres(config)
-    cluster = Cluster(
-        port=config.port or 9042,
-        auth_provider=_credentials(config),
-        ssl_context=_tls(config),
-        protocol_version=config.protocol_version,
-        compression=config.compression,
-        execution_profiles={
-            EXEC_PROFILE_DEFAULT: _profile(config, config.read_consistency, read_dc),
-            READ: _profile(config, config.read_consistency, read_dc),
-            WRITE: _profile(config, config.write_consistency, write_dc),
-        },
-        **contacts,
-    )
+    cluster = Cluster(**cluster_options(config))
     try:
         session = cluster.connect()
     except BaseException:
         cluster.shutdown()
         raise
     session.client_protocol_handler = RawProtocolHandler
+    session.use_client_timestamp = False  # rows carry their own
     return Connection(cluster, session)
+
+
+def cluster_options(config: OnlineSettings) -> dict[str, Any]:
+    """Arguments of the driver's Cluster.
+
+    Raises:
+        StoreMisconfigured: the settings contradict each other.
+    """
+    contacts = _contacts(config)
+    read_dc, write_dc = _data_centres(config)
+    if config.read_consistency == "ANY":
+        raise StoreMisconfigured("`read_consistency: ANY` is no consistency of reads; `write_consistency` may be ANY")
+    return contacts | {
+        "port": config.port or 9042,
+        "auth_provider": _credentials(config),
+        "ssl_context": _tls(config),
+        "protocol_version": config.protocol_version,
+        "compression": "lz4" if config.compression else False,
+        "execution_profiles": {
+            EXEC_PROFILE_DEFAULT: _profile(config, config.read_consistency, read_dc),
+            READ: _profile(config, config.read_consistency, read_dc),
+            WRITE: _profile(config, config.write_consistency, write_dc),
+        },
+        "reconnection_policy": ExponentialReconnectionPolicy(*RECONNECT_SECONDS, max_attempts=None),
+        "connection_class": _WideConnection,
+        "sockopts": SOCKET_OPTIONS,
+        "idle_heartbeat_interval": HEARTBEAT_SECONDS,
+        "idle_heartbeat_timeout": HEARTBEAT_SECONDS,
+        "executor_threads": EXECUTOR_THREADS,
+    }
 
 
 def create_keyspace(session: Any, config: OnlineSettings) -> None:
     """Creates the keyspace where the settings say how it is to be replicated; one that stands is left as it is.
 
     Raises:
-        StoreMisconfigured: it does not stand, and nothing says how to replicate it.
+        StoreMisconfigured: it does not stand, and nothing says how to replicate it; or Cassandra has not these centres.
     """
     if config.replication is not None:
         options = {"class": "NetworkTopologyStrategy", **config.replication}
         written = ", ".join(f"'{name}': '{value}'" for name, value in options.items())
-        session.execute(
-            f'CREATE KEYSPACE IF NOT EXISTS "{config.keyspace}" WITH replication = {{{written}}}',
-        )
+        try:
+            session.execute(
+                f'CREATE KEYSPACE IF NOT EXISTS "{config.keyspace}" WITH replication = {{{written}}}',
+                timeout=SCHEMA_SECONDS,
+            )
+        except ConfigurationException as error:
+            raise StoreMisconfigured(f"`replication: {config.replication}` is refused: {error.message}") from error
         return
     rows = session.execute(
         "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = %s", (config.keyspace,)
@@ -86,6 +121,13 @@ def create_keyspace(session: Any, config: OnlineSettings) -> None:
             f"Cassandra has no keyspace {config.keyspace!r}: create it, or say under `online_store:` how it is to be "
             "replicated, as in `replication: {datacenter1: 3}`"
         )
+
+
+class _WideConnection(Cluster.connection_class):  # type: ignore[misc]
+    """The driver's connection, which moves 4 KiB at a time: a chunk of embeddings is a hundred times as long."""
+
+    in_buffer_size = 256 * 1024
+    out_buffer_size = 64 * 1024
 
 
 class IdempotentRetries(RetryPolicy):  # type: ignore[misc]
@@ -123,7 +165,10 @@ def _contacts(config: OnlineSettings) -> dict[str, Any]:
         if config.tls is not None:
             raise StoreMisconfigured("a `secure_bundle_path` brings its own TLS: leave out `tls`")
         return {"cloud": {"secure_connect_bundle": config.secure_bundle_path}}
-    return {"contact_points": [host for centre in config.datacenters or () for host in centre.hosts]}
+    hosts = [host for centre in config.datacenters or () for host in centre.hosts]
+    if not hosts:
+        raise StoreMisconfigured("none of `datacenters` has `hosts`")
+    return {"contact_points": hosts}
 
 
 def _data_centres(config: OnlineSettings) -> tuple[str | None, str | None]:
@@ -150,6 +195,11 @@ def _profile(config: OnlineSettings, consistency: str, data_centre: str | None) 
         raise StoreMisconfigured(f"load_balancing_policy {named!r}: allowed are {TOKEN_AWARE}, DCAwareRoundRobinPolicy")
     speculation = {}
     if config.speculative_delay is not None:
+        if config.speculative_delay >= config.request_timeout:
+            raise StoreMisconfigured(
+                f"`speculative_delay: {config.speculative_delay}` never comes before "
+                f"`request_timeout: {config.request_timeout}`"
+            )
         speculation["speculative_execution_policy"] = ConstantSpeculativeExecutionPolicy(
             config.speculative_delay, config.speculative_attempts
         )
@@ -163,9 +213,6 @@ def _profile(config: OnlineSettings, consistency: str, data_centre: str | None) 
     )
 
 
-TOKEN_AWARE = "TokenAwarePolicy(DCAwareRoundRobinPolicy)"  # noqa: S105 - of a key's token
-
-
 def _credentials(config: OnlineSettings) -> PlainTextAuthProvider | None:
     if (config.username is None) != (config.password is None):
         raise StoreMisconfigured("`username` and `password` are given both or not at all")
@@ -176,11 +223,13 @@ def _tls(config: OnlineSettings) -> ssl.SSLContext | None:
     tls = config.tls
     if tls is None:
         return None
+    if tls.key is not None and tls.certificate is None:
+        raise StoreMisconfigured("`tls`: a `key` needs the `certificate` that it belongs to")
     try:
         context = ssl.create_default_context(cafile=tls.ca_certificate)
         context.check_hostname = tls.verify_hostname
         if tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.key)
+            context.load_cert_chain(tls.certificate, tls.key, password="")  # without one OpenSSL asks at the terminal
     except OSError as error:  # ssl.SSLError is one
         raise StoreMisconfigured(f"`tls`: a certificate or key cannot be used: {error}") from error
     return context

@@ -1,6 +1,8 @@
 """Features as Cassandra columns: the type of each, and its values between protobuf and Cassandra's bytes."""
 
+import re
 import struct
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from feast.types import (
 from numpy.typing import NDArray
 
 MAX_VECTOR = 8192  # Cassandra's own limit of `vector<float, n>`
+INDEXABLE_NAME = re.compile(r"[A-Za-z0-9_]{1,48}")  # a storage-attached index takes: StorageAttachedIndex.java
 
 
 class ValueRefused(ValueError):
@@ -42,6 +45,7 @@ class Column:
         encode: value → Cassandra's bytes; raises ValueRefused.
         decode: Cassandra's bytes → value.
         dim: floats of a vector; 0 of anything else.
+        check: tells in less time than `encode` whether that will refuse a value, and raises the same.
     """
 
     feature: str
@@ -50,11 +54,17 @@ class Column:
     encode: Callable[[Value], bytes]
     decode: Callable[[bytes], Value]
     dim: int = 0
+    check: Callable[[Value], None] | None = None
 
     @property
     def name(self) -> str:
-        """The column's name: never one of ours, which have no colon."""
-        return f"{self.feature}:{self.code}"
+        """The column's name: never one of ours, which have neither `__` nor a colon.
+
+        Cassandra indexes a column only when its name is short and of letters, digits and underscores; what cannot have
+        such a name gets one with a colon, which no other has.
+        """
+        name = f"{self.feature}__{self.code}"
+        return name if INDEXABLE_NAME.fullmatch(name) else f"{self.feature}:{self.code}"
 
 
 def column(field: Field) -> Column:
@@ -73,11 +83,24 @@ def column(field: Field) -> Column:
             )
         vectors = Vectors(field.vector_length)
         code = f"vector{vectors.dim}"
-        return Column(field.name, code, f"vector<float, {vectors.dim}>", vectors.encode, vectors.decode, vectors.dim)
+        cql_type = f"vector<float, {vectors.dim}>"
+        return Column(field.name, code, cql_type, vectors.encode, vectors.decode, vectors.dim, vectors.check)
     for dtypes, code, cql_type, (encode, decode) in _SCALARS:
         if field.dtype in dtypes:
             return Column(field.name, code, cql_type, encode, decode)
-    return Column(field.name, "value", "blob", Value.SerializeToString, Value.FromString)
+    code = field.dtype.to_value_type().name.lower()
+    return Column(field.name, code, "blob", Value.SerializeToString, Value.FromString)
+
+
+def swapped(floats: bytes) -> bytes:
+    """The bytes of some float32 in the other order.
+
+    Not by numpy: that lets other threads run while it turns even a few bytes, and then waits for its turn, which was
+    seen to take 70 µs a vector beside the driver's own thread.
+    """
+    words = array("f", floats)
+    words.byteswap()
+    return words.tobytes()
 
 
 class Vectors:
@@ -89,13 +112,17 @@ class Vectors:
         example.float_list_val.val.extend([0.0] * dim)
         self._head = example.SerializeToString()[: -4 * dim]  # protobuf's bytes before the floats themselves
 
+    def check(self, value: Value) -> None:
+        kind = value.WhichOneof("val")
+        if kind != "float_list_val" or len(value.float_list_val.val) != self.dim:
+            found = f"{len(value.float_list_val.val)} floats" if kind == "float_list_val" else f"a {kind}"
+            raise ValueRefused(f"{found} where {self.dim} floats are declared (vector_length)")
+
     def encode(self, value: Value) -> bytes:
         serialized = value.SerializeToString()
         if len(serialized) != len(self._head) + 4 * self.dim or not serialized.startswith(self._head):
-            kind = value.WhichOneof("val")
-            found = f"{len(value.float_list_val.val)} floats" if kind == "float_list_val" else f"a {kind}"
-            raise ValueRefused(f"{found} where {self.dim} floats are declared (vector_length)")
-        return np.frombuffer(serialized, "<f4", offset=len(self._head)).astype(">f4").tobytes()
+            self.check(value)
+        return swapped(serialized[len(self._head) :])
 
     def value(self, vector: NDArray[np.float32]) -> Value:
         """A vector, (dim,), as a value."""
@@ -112,8 +139,8 @@ class Vectors:
 
 
 def matrix(stored: Iterable[bytes], dim: int) -> NDArray[np.float32]:
-    """Stored vectors as one matrix, (N, dim) float32."""
-    return np.frombuffer(b"".join(stored), ">f4").reshape(-1, dim).astype(np.float32)
+    """Stored vectors as one matrix, (N, dim) float32, read-only and in Cassandra's byte order: copying it swaps."""
+    return np.frombuffer(b"".join(stored), ">f4").reshape(-1, dim)
 
 
 def _packed(kind: str, form: str) -> tuple[Callable[[Value], bytes], Callable[[bytes], Value]]:

@@ -28,8 +28,8 @@ class TlsConfig(FeastConfigBaseModel):  # type: ignore[misc]
 class OnlineSettings(CassandraOnlineStoreConfig):  # type: ignore[misc]
     """Settings: those of Feast's Cassandra store, and these."""
 
-    protocol_version: int = 5
-    """Of Cassandra 4 and 5; without it the driver tries later ones first, aloud."""
+    protocol_version: int = 4
+    """Every Cassandra since 2.2 speaks it. In 5 the driver adds checksums to all that it reads, computed in Python."""
 
     request_timeout: float = Field(default=5.0, gt=0)
     """Seconds that one statement may take, reads and writes alike."""
@@ -37,13 +37,13 @@ class OnlineSettings(CassandraOnlineStoreConfig):  # type: ignore[misc]
     read_consistency: Consistency = "LOCAL_QUORUM"
     write_consistency: Consistency = "LOCAL_QUORUM"
 
-    read_chunk_size: int = Field(default=50, ge=1, le=1000)
+    read_chunk_size: int = Field(default=200, ge=1, le=1000)
     """Keys to one query."""
 
     read_concurrency: int = Field(default=32, ge=1)
     """Queries in flight of one read."""
 
-    write_concurrency: int = Field(default=128, ge=1)
+    write_concurrency: int = Field(default=256, ge=1)
     """Rows in flight of one write."""
 
     retries: int = Field(default=2, ge=0)
@@ -62,6 +62,9 @@ class OnlineSettings(CassandraOnlineStoreConfig):  # type: ignore[misc]
 
     replication: dict[str, int] | None = None
     """Data centre → copies: `feast apply` creates the keyspace so, where it does not stand."""
+
+    key_ttl_seconds: int | None = Field(default=None, ge=1, le=20 * 365 * 86_400)
+    """Seconds after it was written, to the second, in which Cassandra removes a row, as in Feast's Redis store."""
 
     drop_removed_tables: bool = False
     """Whether `feast apply` drops the tables of views that are no longer declared; else `embark tables` lists them."""

@@ -59,7 +59,8 @@ async def read_async(session: Any, reads: Sequence[Sequence[RawBound]], concurre
             _collect(into, await answered)
     finally:
         for _, answered in waiting:
-            answered.cancel()  # those that are done stay as they are
+            if not answered.cancel() and not answered.cancelled():
+                answered.exception()  # heard, though another is raised: asyncio would complain of it in the log
     return rows
 
 

@@ -7,22 +7,23 @@ from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.stream_feature_view import StreamFeatureView
 
-from feature_repo.online.cluster import create_keyspace
+from feature_repo.online.cluster import SCHEMA_SECONDS, create_keyspace
 from feature_repo.online.config import OnlineSettings
 from feature_repo.online.table import OnlineTable, StoredTable, stored_tables
 
-SCHEMA_SECONDS = 60.0  # a change of schema waits until every node has it
+ROUNDS = 5  # of bringing the schema up to date beside others who do the same
 
 
 def missing(session: Any, config: OnlineSettings, tables: Sequence[OnlineTable]) -> list[str]:
     """The statements by which Cassandra's schema comes to hold `tables`."""
-    there = _columns(session, config.keyspace)
+    there, indexed = _columns(session, config.keyspace), _indexes(session, config.keyspace)
     statements: list[str] = []
     for table in tables:
         if table.name not in there:
             statements.append(table.create())
         else:
             statements += table.missing_columns(there[table.name])
+        statements += table.index_changes(indexed.get(table.name, ()), enabled=config.vector_enabled)
     return statements
 
 
@@ -33,8 +34,13 @@ def apply(session: Any, config: OnlineSettings, tables: Sequence[OnlineTable]) -
         StoreMisconfigured: there is no keyspace, and no setting that says how to create it.
     """
     create_keyspace(session, config)
-    for statement in missing(session, config, tables):
-        session.execute(statement, timeout=SCHEMA_SECONDS)
+    # Again where another `feast apply` came first: IF NOT EXISTS leaves its table, which may have other columns.
+    for _ in range(ROUNDS):
+        statements = missing(session, config, tables)
+        for statement in statements:
+            session.execute(statement, timeout=SCHEMA_SECONDS)
+        if not statements:
+            break
 
 
 def tables_of(session: Any, config: RepoConfig, views: Iterable[Any]) -> list[StoredTable]:
@@ -76,3 +82,14 @@ def _columns(session: Any, keyspace: str) -> dict[str, set[str]]:
     for table, column in rows:
         columns.setdefault(table, set()).add(column)
     return columns
+
+
+def _indexes(session: Any, keyspace: str) -> dict[str, set[str]]:
+    """Table → the names of its indexes."""
+    indexes: dict[str, set[str]] = {}
+    rows = session.execute(
+        "SELECT table_name, index_name FROM system_schema.indexes WHERE keyspace_name = %s", (keyspace,)
+    )
+    for table, index in rows:
+        indexes.setdefault(table, set()).add(index)
+    return indexes

@@ -5,7 +5,7 @@
     created_time bigint  microseconds since 1970, descending ├ the version of the row, newest first
     digest bigint        how many values, and a hash of them ┘
     nulls set<text>      features that were written as null; one that stands in no column was not written at all
-    "<feature>:<type>"   the features, see `columns`
+    "<feature>__<type>"  the features, see `columns`
 
 Last event wins, for the whole row (decision 4). Each row is written under its version, stamped with its event time, by
 one statement that deletes every lesser version with the same stamp: whatever order writes come in, and however often,
@@ -17,13 +17,14 @@ counts as created when it is written.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from feast.infra.online_stores.helpers import compute_versioned_name
 
 from feature_repo.online.columns import Column, column
+from feature_repo.online.indexes import SearchIndex, changes, checked, indexes
 
 LONGEST_NAME = 48  # of a Cassandra table
 DIGEST_CHARACTERS = 12
@@ -39,6 +40,7 @@ class OnlineTable:
         project, view: whose it is.
         version: of the view, where the registry versions online tables; else 0.
         columns: feature → its column.
+        indexes: what a search may use, where the store's `vector_enabled` is on.
     """
 
     keyspace: str
@@ -47,17 +49,23 @@ class OnlineTable:
     view: str
     version: int
     columns: Mapping[str, Column] = field(hash=False)
+    indexes: tuple[SearchIndex, ...] = ()
 
     @classmethod
     def of(cls, keyspace: str, project: str, view: Any, *, versioned: bool) -> "OnlineTable":
         """The table of a feature view (any kind that has `name` and `features`).
 
         Raises:
-            ValueError: a feature that no column can hold.
+            ValueError: a feature that no column can hold, or an index by an unknown metric.
         """
         version = int(compute_versioned_name(view, versioned).removeprefix(view.name).removeprefix("_v") or 0)
+        name = table_name(project, view.name, version)
         columns = {each.name: column(each) for each in view.features}
-        return cls(keyspace, table_name(project, view.name, version), project, view.name, version, columns)
+        found = indexes(name, view.features, columns)
+        for index in found:
+            if index.metric is not None:
+                columns[index.feature] = checked(columns[index.feature], index.metric)
+        return cls(keyspace, name, project, view.name, version, columns, found)
 
     @property
     def cql(self) -> str:
@@ -70,17 +78,18 @@ class OnlineTable:
         return f"SELECT {columns} FROM {self.cql} WHERE entity_key IN ? PER PARTITION LIMIT 1"  # noqa: S608
 
     def insert(self, features: Sequence[str]) -> str:
-        """A row, and the end of its lesser versions. Binds: stamp, key columns, nulls, features, key columns."""
+        """A row, and the end of its lesser versions. Binds: stamp, key columns, nulls, features, ttl, key columns."""
         columns = ", ".join([*KEY_COLUMNS, "nulls", *(quoted(self.columns[f].name) for f in features)])
         binds = ", ".join("?" * (len(KEY_COLUMNS) + 1 + len(features)))
         older = "entity_key = ? AND (event_time, created_time, digest) < (?, ?, ?)"
-        insert = f"INSERT INTO {self.cql} ({columns}) VALUES ({binds})"  # noqa: S608
+        insert = f"INSERT INTO {self.cql} ({columns}) VALUES ({binds}) USING TTL ?"  # noqa: S608
         delete = f"DELETE FROM {self.cql} WHERE {older}"  # noqa: S608
         return f"BEGIN UNLOGGED BATCH USING TIMESTAMP ? {insert}; {delete}; APPLY BATCH"
 
     def delete(self) -> str:
-        """Removes a key's row and every earlier event of it. Binds: stamp (the event time of that row), entity_key."""
-        return f"DELETE FROM {self.cql} USING TIMESTAMP ? WHERE entity_key = ?"  # noqa: S608
+        """Removes a key's row and every earlier event of it. Binds: stamp (the row's event time), entity_key, stamp."""
+        # Not the whole partition: a node on newer sstables does not survive reading that, stamped before 1970.
+        return f"DELETE FROM {self.cql} USING TIMESTAMP ? WHERE entity_key = ? AND event_time <= ?"  # noqa: S608
 
     def create(self) -> str:
         columns = "".join(f", {quoted(each.name)} {each.cql_type}" for each in self.columns.values())
@@ -89,8 +98,12 @@ class OnlineTable:
             f" digest bigint, nulls frozen<set<text>>{columns},"
             " PRIMARY KEY (entity_key, event_time, created_time, digest))"
             " WITH CLUSTERING ORDER BY (event_time DESC, created_time DESC, digest DESC)"
-            f" AND comment = {_literal(self.comment())}"
+            f" AND comment = {_literal(self.comment())}{self._storage()}"
         )
+
+    def _storage(self) -> str:
+        # Floats do not get smaller by compression, and each read would undo it.
+        return " AND compression = {'enabled': 'false'}" if any(each.dim for each in self.columns.values()) else ""
 
     def comment(self) -> str:
         """Whose table it is, for `stored_tables`."""
@@ -104,6 +117,11 @@ class OnlineTable:
             for each in self.columns.values()
             if each.name not in there
         ]
+
+    def index_changes(self, existing: Collection[str], *, enabled: bool) -> list[str]:
+        """Statements that bring a table with the indexes `existing` (names) to its own, or to none."""
+        wanted = self.indexes if enabled else ()
+        return changes(quoted(self.keyspace), self.name, self.cql, wanted, existing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What the store knows of a feature view: its table, its keys, and how old a row may be."""
 
+import functools
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from encoders.spec import TAG_PREFIX, EncoderSpec
 from feature_repo.online.table import OnlineTable
 
 FIRST_EVENT = -(2**63)  # no row is older
+_LENGTH = struct.Struct("<I").pack
 MAX_KEY_BYTES = 65535  # of a Cassandra partition key
 
 
@@ -40,12 +42,15 @@ class OnlineView:
         Raises:
             KeyRefused: no input of that encoder can have this key.
         """
-        if self.encoder is not None:
-            given = key.entity_values[0].string_val
-            canonical = canonical_key(self.encoder, given)
-            if canonical != given:
-                key = EntityKey(join_keys=key.join_keys, entity_values=[Value(string_val=canonical)])
+        if len(key.entity_values) == 1 and key.entity_values[0].WhichOneof("val") == "string_val":
+            return self.serialize_text(key.join_keys[0], key.entity_values[0].string_val)
         return bytes(serialize_entity_key(key, entity_key_serialization_version=3))
+
+    def serialize_text(self, join_key: str, text: str) -> bytes:
+        """As `serialize`, of a key that is one text."""
+        if self.encoder is not None:
+            text = canonical_key(self.encoder, text)
+        return text_key(join_key, text)
 
     def find(self, keys: Sequence[EntityKey]) -> list[bytes | None]:
         """Serialized keys to look up; None for one that no row can have."""
@@ -79,7 +84,9 @@ class Views:
         Raises:
             ValueError: a feature that no column can hold.
         """
-        declared = tuple((f.name, f.dtype, f.vector_length, f.vector_index) for f in view.features)
+        declared = tuple(
+            (f.name, f.dtype, f.vector_length, f.vector_index, f.vector_search_metric) for f in view.features
+        )
         encoder = (getattr(view, "tags", None) or {}).get(TAG_PREFIX + "encoder")
         identity = (keyspace, project, compute_versioned_name(view, versioned), encoder, declared)
         known = self._known.get(identity)
@@ -98,11 +105,20 @@ def text_keys(join_key: str, keys: Sequence[str]) -> list[bytes | None]:
 
     None for one that no row can have: half a surrogate pair has no UTF-8, and Cassandra's keys end at 65,535 bytes.
     """
+    head, encoded = _text_head(join_key), map(_utf8, keys)
+    return _possible([None if each is None else head + _LENGTH(len(each)) + each for each in encoded])
+
+
+def text_key(join_key: str, text: str) -> bytes:
+    """The serialized key of a view with one join key of strings."""
+    encoded = text.encode()
+    return _text_head(join_key) + _LENGTH(len(encoded)) + encoded
+
+
+@functools.lru_cache(maxsize=1024)
+def _text_head(join_key: str) -> bytes:
     name = join_key.encode()
-    head = struct.pack("<III", 1, ValueType.STRING, len(name)) + name + struct.pack("<I", ValueType.STRING)
-    size = struct.Struct("<I").pack
-    encoded = map(_utf8, keys)
-    return _possible([None if each is None else head + size(len(each)) + each for each in encoded])
+    return struct.pack("<III", 1, ValueType.STRING, len(name)) + name + struct.pack("<I", ValueType.STRING)
 
 
 def _utf8(text: str) -> bytes | None:

@@ -1,28 +1,18 @@
 """Writing rows: one statement each, bounded in flight, and which keys failed where some did."""
 
 import asyncio
-import hashlib
-import struct
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
 from typing import Any
 
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-
 from feature_repo.online.cluster import WRITE
-from feature_repo.online.columns import Column, ValueRefused
 from feature_repo.online.reads import awaitable
-from feature_repo.online.statements import ABSENT, RawBound, RawStatement, bigint, list_of
-from feature_repo.online.views import MAX_KEY_BYTES
+from feature_repo.online.rows import RowToWrite, described, key_values
+from feature_repo.online.statements import RawBound
 from feature_repo.session import StoreUnavailable
 
 NAMED = 3  # failed keys in a message; the rest is counted
-
-RowToWrite = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
 
 
 class WriteFailed(StoreUnavailable):
@@ -43,157 +33,121 @@ class WriteFailed(StoreUnavailable):
         super().__init__(f"{view}: {len(failures)} of {len(rows)} rows were not written: {named}{more}")
 
 
-@dataclass(frozen=True, slots=True)
-class RowEncoder:
-    """Rows of one view as bound statements.
+def write(
+    session: Any, statements: Iterable[RawBound], concurrency: int, progress: Callable[[int], Any] | None
+) -> dict[int, BaseException]:
+    """Writes all, `concurrency` at a time; answers which failed and why. `progress` hears of each, in this thread.
+
+    Each statement is asked for when there is room for it.
+    """
+    writing = _Writing(session, statements, tell=progress is not None)
+    try:
+        for _ in range(concurrency):
+            writing.send()
+        ended = 0
+        while ended < concurrency:
+            if writing.told.get() is None:
+                ended += 1
+            else:
+                progress(1)  # type: ignore[misc]  # nothing is told where there is none
+    finally:
+        writing.statements = iter(())  # nothing more leaves, where this thread was interrupted
+    if writing.broken is not None:
+        raise writing.broken
+    return writing.failures
+
+
+class _Writing:
+    """Statements on their way: the answer to one sends the next, in the driver's own thread.
+
+    To wake the caller's thread for each would take as long as to send it.
 
     Attributes:
-        view: its name, for messages.
-        columns: feature → column, in the order of the statement.
-        statement: `OnlineTable.insert` of those features, prepared.
-        entity_key: serializes a key.
+        statements: position and statement, those that have not left.
+        failures: position of a statement → why it failed.
+        told: None whenever `send` finds nothing left to send; with `tell` also a position for each answer, which wakes
+            the caller.
+        broken: what making a statement raised.
     """
 
-    view: str
-    columns: Mapping[str, Column]
-    statement: RawStatement
-    entity_key: Callable[[EntityKey], bytes]
+    def __init__(self, session: Any, statements: Iterable[RawBound], *, tell: bool) -> None:
+        self._session = session
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._unanswered: set[int] = set()
+        self.statements: Iterator[tuple[int, RawBound]] = enumerate(statements)
+        self.failures: dict[int, BaseException] = {}
+        self.told: SimpleQueue[int | None] = SimpleQueue()
+        self.broken: BaseException | None = None
 
-    def encode(self, row: RowToWrite) -> RawBound:
-        """Raises ValueRefused, naming view and key, for a row that the table cannot hold."""
-        key, values, event_time, created_time = row
-        unknown = values.keys() - self.columns.keys()
-        if unknown:
-            raise ValueRefused(
-                f"{self.view}: {described(key)} has features that the view has not: {', '.join(sorted(unknown))}"
+    def send(self) -> None:
+        """Sends the next statement that can be sent; its answer does the same."""
+        while True:
+            try:
+                with self._lock:
+                    position, statement = next(self.statements)
+            except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+                if not isinstance(error, StopIteration):
+                    self.broken = error
+                self.told.put(None)
+                return
+            self._unanswered.add(position)
+            turn = [position]
+            try:
+                response = self._session.execute_async(statement, execution_profile=WRITE)
+            except Exception as error:  # noqa: BLE001 - the driver's, of a statement that never left
+                self._settle(position, error)
+                continue
+            response.add_callbacks(
+                callback=lambda _, position, turn: self._answered(position, turn, None),
+                callback_args=(position, turn),
+                errback=lambda error, position, turn: self._answered(position, turn, error),
+                errback_args=(position, turn),
             )
-        nulls = []
-        stored: list[Any] = []
-        for name, column in self.columns.items():
-            value = values.get(name)
-            if value is None:
-                stored.append(ABSENT)
-            elif value.WhichOneof("val") in (None, "null_val"):
-                nulls.append(name.encode())
-                stored.append(ABSENT)
-            else:
-                try:
-                    stored.append(column.encode(value))
-                except (ValueRefused, struct.error) as error:
-                    raise ValueRefused(f"{self.view}: {described(key)}: feature {name!r} is {error}") from error
-        partition = self.entity_key(key)
-        if len(partition) > MAX_KEY_BYTES:
-            raise ValueRefused(
-                f"{self.view}: the key {described(key)} takes {len(partition)} bytes; Cassandra's hold {MAX_KEY_BYTES}"
-            )
-        absent = list_of(sorted(nulls)) if nulls else ABSENT
-        event = stamp(event_time)
-        # Without a created time the one written last counts: what is corrected replaces what it corrects.
-        created = bigint(time.time_ns() // 1000 if created_time is None else micros(created_time))
-        version = [partition, event, created, _digest(self.columns.values(), nulls, stored)]
-        return self.statement.bind_raw([event, *version, absent, *stored, *version], partition)
+            if _taken(turn):
+                return  # the answer is still to come, and goes on
+            # It came in that very call: to go on from there would end in as many calls inside one another as rows.
 
+    def _answered(self, position: int, turn: list[int], error: BaseException | None) -> None:
+        if self._settle(position, error) and not _taken(turn):
+            self.send()
 
-def write(
-    session: Any, statements: Sequence[RawBound], concurrency: int, progress: Callable[[int], Any] | None
-) -> dict[int, BaseException]:
-    """Writes all, `concurrency` at a time; answers which failed and why. `progress` hears of each, in this thread."""
-    places = threading.Semaphore(concurrency)
-    failures: dict[int, BaseException] = {}
-
-    def failed(error: BaseException, position: int) -> None:
-        failures[position] = error
-        places.release()
-
-    for position, statement in enumerate(statements):
-        places.acquire()
-        if progress is not None and position >= concurrency:
-            progress(1)
+    def _settle(self, position: int, error: BaseException | None) -> bool:
         try:
-            response = session.execute_async(statement, execution_profile=WRITE)
-        except Exception as error:  # noqa: BLE001 - the driver's, of a statement that never left
-            failed(error, position)
-            continue
-        response.add_callbacks(callback=lambda _: places.release(), errback=failed, errback_args=(position,))
-    for i in range(concurrency):
-        places.acquire()
-        if progress is not None and i < len(statements):
-            progress(1)
-    return failures
+            self._unanswered.remove(position)  # at once, in whatever thread
+        except KeyError:
+            return False  # of a statement that was given to a second node: the driver calls for each of both answers
+        if error is not None:
+            self.failures[position] = error
+        if self._tell:
+            self.told.put(position)
+        return True
+
+
+def _taken(turn: list[int]) -> bool:
+    """Whether this call took the turn: of two threads one does."""
+    try:
+        turn.pop()
+    except IndexError:
+        return False
+    return True
 
 
 async def write_async(
-    session: Any, statements: Sequence[RawBound], concurrency: int, progress: Callable[[int], Any] | None
+    session: Any, statements: Iterable[RawBound], concurrency: int, progress: Callable[[int], Any] | None
 ) -> dict[int, BaseException]:
     """As `write`, without blocking the event loop."""
-    places = asyncio.Semaphore(concurrency)
+    numbered = enumerate(statements)
     failures: dict[int, BaseException] = {}
 
-    async def one(position: int, statement: RawBound) -> None:
-        async with places:
+    async def one_after_the_other() -> None:
+        for position, statement in numbered:
             try:
                 await awaitable(session.execute_async(statement, execution_profile=WRITE))
             except Exception as error:  # noqa: BLE001 - the driver's, told with the others
                 failures[position] = error
-        if progress is not None:
-            progress(1)
+            if progress is not None:
+                progress(1)
 
-    await asyncio.gather(*(one(i, statement) for i, statement in enumerate(statements)))
+    await asyncio.gather(*(one_after_the_other() for _ in range(concurrency)))
     return failures
-
-
-def stamp(moment: datetime) -> bytes:
-    """An event time as Cassandra's bytes of a write timestamp."""
-    return bigint(micros(moment))
-
-
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970; a time without a zone is UTC, as everywhere in Feast."""
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def from_micros(moment: int) -> datetime:
-    """The time with its zone, UTC."""
-    return datetime.fromtimestamp(moment // 1_000_000, UTC).replace(microsecond=moment % 1_000_000)
-
-
-def key_values(key: EntityKey) -> dict[str, Any]:
-    """Join key → value."""
-    return {
-        name: getattr(value, value.WhichOneof("val") or "string_val")
-        for name, value in zip(key.join_keys, key.entity_values, strict=True)
-    }
-
-
-def described(key: EntityKey) -> str:
-    """A key for a message, shortened."""
-    return ", ".join(f"{name}={_shortened(value)}" for name, value in key_values(key).items()) or "the only key"
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}…"
-
-
-def _digest(columns: Iterable[Column], nulls: Sequence[bytes], stored: Sequence[Any]) -> bytes:
-    """The last part of a row's version: how many features it has, then a hash of them.
-
-    So what is materialized again after `feast apply` added a feature, at the same times, replaces what had it not.
-    """
-    digest = hashlib.blake2b(len(nulls).to_bytes(4, "big"), digest_size=6)
-    written = len(nulls)
-    for name in sorted(nulls):
-        digest.update(len(name).to_bytes(4, "big") + name)
-    for column, value in zip(columns, stored, strict=True):
-        if value is not ABSENT:
-            name = column.name.encode()
-            digest.update(len(name).to_bytes(4, "big") + name + len(value).to_bytes(4, "big"))
-            digest.update(value)
-            written += 1
-    return min(written, 0x7FFF).to_bytes(2, "big") + digest.digest()
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
