@@ -37,7 +37,7 @@ from encoders.client import memory_vector
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.views import feast_objects, push_source_name
-from materializer.archive import EmbeddedBatch, frame
+from materializer.archive import EmbeddedBatch, table
 from serving.client import ClientError, EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
@@ -65,7 +65,7 @@ def running(folder: Path) -> Iterator[tuple[FeatureStore, str]]:
             content_hash=("00",) * len(keys),
             created_at=1_700_000_000_000_000,
         )
-        store.push(push_source_name(SPEC.view), frame(SPEC, batch), to=PushMode.ONLINE)
+        store.push(push_source_name(SPEC.view), table(SPEC, batch).to_pandas(), to=PushMode.ONLINE)
         log = folder / "serve.txt"
         process = stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), log))
         with EmbArkClient(settings.embark_address) as client:

@@ -1,4 +1,4 @@
-"""Where embeddings are archived: history, then online, both through Feast's own push."""
+"""Where embeddings are archived: history, then online, through Feast's stores."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,22 +6,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from cassandra import DriverException
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionException
-from feast import FeatureStore
-from feast.data_source import PushMode
-from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
+from feast import FeatureStore, FeatureView
+from feast.errors import FeastObjectNotFoundException
+from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import embedding_id
-from feature_repo.offline_store import ensure_readable
-from feature_repo.online_rows import OnlineRows
+from feature_repo.online.matrix_rows import MatrixRows
 from feature_repo.session import StoreUnavailable
-from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_ID, EVENT_TIME, push_source_name
+from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_ID, EVENT_TIME
 
 
 class ArchiveUnavailable(Exception):
@@ -70,8 +69,16 @@ class Archive(Protocol):
         ...
 
 
+class ArchivedKeys(Protocol):
+    """What an archive asks of the online store: `feature_repo.online_rows.FeastOnlineRows`."""
+
+    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]: ...
+
+
 class FeastArchive:
-    """The stores of a feature store, written with `FeatureStore.push`.
+    """The stores of a feature store, written through Feast's provider as `FeatureStore.push` writes them.
+
+    Not by `push` itself: that takes a frame, and makes of each row what both stores would have to take apart again.
 
     A worker that dies between history and online leaves rows in history that no look-up answers yet; the next worker
     embeds the keys again and appends them again, with the same event time (it travels in the request) and a later
@@ -80,64 +87,80 @@ class FeastArchive:
 
     Args:
         store: the feature store; its registry cache is refreshed when it does not know a view yet.
-        rows: reads the same store's online rows.
+        rows: tells what the same store has online.
     """
 
-    def __init__(self, store: FeatureStore, rows: OnlineRows) -> None:
+    def __init__(self, store: FeatureStore, rows: ArchivedKeys) -> None:
         self._store = store
         self._rows = rows
+        self._views: dict[EncoderSpec, FeatureView] = {}
 
     def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
         with _translated("the online store"):
-            found = self._rows.read(spec, keys).found
+            found = self._rows.has(spec, keys)
         return {key for key, is_there in zip(keys, found, strict=True) if is_there}
 
     def append_history(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         with _translated("history"):
-            self._know(spec)
-            # Feast reads the columns of what is there before it appends.
-            ensure_readable(self._store.get_feature_view(spec.view, allow_registry_cache=True))
-            self._store.push(push_source_name(spec.view), frame(spec, batch), to=PushMode.OFFLINE)
+            view, provider = self._view(spec), self._store._get_provider()
+            provider.offline_write_batch(self._store.config, view, table(spec, batch), None)
 
     def write_online(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         with _translated("the online store"):
-            self._know(spec)
-            self._store.push(push_source_name(spec.view), frame(spec, batch), to=PushMode.ONLINE)
+            view, provider = self._view(spec), self._store._get_provider()
+            provider.online_write_batch(self._store.config, view, rows(spec, batch), None)
 
-    def _know(self, spec: EncoderSpec) -> None:
-        # The directory may have read a newer registry than the one that the store holds in its cache.
-        try:
-            view = self._store.get_feature_view(spec.view, allow_registry_cache=True)
-        except FeastObjectNotFoundException:
-            view = None
-        if view is None or EncoderSpec.from_tags(view.tags) != spec:
+    def _view(self, spec: EncoderSpec) -> FeatureView:
+        view = self._views.get(spec)
+        if view is None:
+            # The directory may have read a newer registry than the one that the store holds in its cache.
             self._store.refresh_registry()
+            view = self._store.get_feature_view(spec.view)
+            if EncoderSpec.from_tags(view.tags) != spec:
+                raise ArchiveUnavailable(f"{spec.view} has changed in the registry")
+            self._views[spec] = view
+        return view
 
 
-def frame(spec: EncoderSpec, batch: EmbeddedBatch) -> pd.DataFrame:
-    """The batch with the columns of its feature view."""
-    event_time = [int(t) for t in batch.event_time]
-    return pd.DataFrame(
+def rows(spec: EncoderSpec, batch: EmbeddedBatch) -> MatrixRows:
+    """The batch as online stores take it."""
+    ids = _embedding_ids(spec, batch)
+    return MatrixRows(
+        join_key=spec.join_key,
+        keys=batch.keys,
+        feature=EMBEDDING,
+        vectors=batch.vectors,
+        others={
+            EMBEDDING_ID: [Value(int64_val=each) for each in ids],
+            CONTENT_HASH: [Value(string_val=each) for each in batch.content_hash],
+        },
+        event_time=batch.event_time,
+        created_time=np.full(len(batch), batch.created_at, dtype=np.int64),
+    )
+
+
+def table(spec: EncoderSpec, batch: EmbeddedBatch) -> pa.Table:
+    """The batch with the columns of its feature view, as offline stores take it."""
+    count, dim = batch.vectors.shape
+    offsets = np.arange(0, (count + 1) * dim, dim, dtype=np.int32)
+    utc = pa.timestamp("us", tz="UTC")
+    return pa.table(
         {
-            spec.join_key: list(batch.keys),
-            EMBEDDING: list(batch.vectors),  # a row each, (dim,) float32
-            EMBEDDING_ID: np.array(
-                [
-                    embedding_id(spec.view, key, time, vector)
-                    for key, time, vector in zip(batch.keys, event_time, batch.vectors, strict=True)
-                ],
-                dtype=np.int64,
-            ),
-            CONTENT_HASH: list(batch.content_hash),
-            EVENT_TIME: _utc(batch.event_time),
-            CREATED_TIME: _utc(np.full(len(batch), batch.created_at, dtype=np.int64)),
+            spec.join_key: pa.array(batch.keys, pa.string()),
+            EMBEDDING: pa.ListArray.from_arrays(offsets, np.ascontiguousarray(batch.vectors).reshape(-1)),
+            EMBEDDING_ID: pa.array(_embedding_ids(spec, batch), pa.int64()),
+            CONTENT_HASH: pa.array(batch.content_hash, pa.string()),
+            EVENT_TIME: pa.array(batch.event_time).cast(utc),
+            CREATED_TIME: pa.array(np.full(count, batch.created_at, dtype=np.int64)).cast(utc),
         }
     )
 
 
-def _utc(micros: NDArray[np.int64]) -> pd.DatetimeIndex:
-    # Microseconds, not pandas' nanoseconds: those end in the year 2262.
-    return pd.DatetimeIndex(micros.astype("datetime64[us]"), tz="UTC")
+def _embedding_ids(spec: EncoderSpec, batch: EmbeddedBatch) -> list[int]:
+    return [
+        embedding_id(spec.view, key, int(time), vector)
+        for key, time, vector in zip(batch.keys, batch.event_time, batch.vectors, strict=True)
+    ]
 
 
 @contextmanager
@@ -151,7 +174,7 @@ def _translated(part: str) -> Iterator[None]:
     except DecodeError as error:
         # Feast rewrites the registry's file in place: half of it may be seen.
         raise ArchiveUnavailable(f"the registry cannot be read: {error}") from error
-    except (FeastObjectNotFoundException, PushSourceNotFoundException) as error:
+    except FeastObjectNotFoundException as error:
         raise ArchiveUnavailable(f"the registry does not hold the view (any more): {error}") from error
 
 
@@ -159,7 +182,7 @@ def _translated(part: str) -> Iterator[None]:
 class MemoryArchive:
     """An archive in memory: for tests without a server, and to see what a worker would write."""
 
-    history: list[pd.DataFrame] = field(default_factory=list)
+    history: list[pa.Table] = field(default_factory=list)
     rows: dict[tuple[str, str], tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
     """(view, key) → event time in µs, vector (dim,): the last event, as in the online store."""
 
@@ -167,7 +190,8 @@ class MemoryArchive:
         return {key for key in keys if (spec.view, key) in self.rows}
 
     def append_history(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
-        self.history.append(frame(spec, batch).assign(view=spec.view))
+        named = pa.array([spec.view] * len(batch))
+        self.history.append(table(spec, batch).append_column("view", named))
 
     def write_online(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         for key, time, vector in zip(batch.keys, batch.event_time, batch.vectors, strict=True):

@@ -23,7 +23,7 @@ from feature_repo.online.table import table_name
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import StoreUnavailable, connect
 from feature_repo.views import encoder_specs, push_source_name, request_topic
-from materializer.archive import EmbeddedBatch, frame
+from materializer.archive import EmbeddedBatch, table
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from serving.archive import EmbeddingArchive
 from serving.feature_store import EmbArkFeatureStore
@@ -65,7 +65,7 @@ def push(store: FeatureStore, view: str, *keys: str) -> EncoderSpec:
         content_hash=("00",) * len(keys),
         created_at=SECOND + 1,
     )
-    store.push(push_source_name(view), frame(spec, batch), to=PushMode.ONLINE)
+    store.push(push_source_name(view), table(spec, batch).to_pandas(), to=PushMode.ONLINE)
     return spec
 
 
@@ -78,6 +78,7 @@ def values(response: GetOnlineFeaturesResponse, name: str) -> tuple[list[list[fl
 def test_rows_come_back_as_they_were_pushed(store: FeatureStore) -> None:
     spec = push(store, TEXT_VIEW, "cat", "dog")
     rows = FeastOnlineRows(store).read(spec, ["dog", "bird", "cat"])
+    assert list(FeastOnlineRows(store).has(spec, ["dog", "bird", "cat"])) == [True, False, True]
     assert rows.found.tolist() == [True, False, True]
     assert np.array_equal(rows.vectors[0], memory_vector("dog", spec.dim))
     assert not rows.vectors[1].any()
@@ -208,7 +209,7 @@ def test_half_a_row_is_missing_for_feast_as_for_embark(embark: EmbArkFeatureStor
     session, table = connect(embark), f'"embark"."{table_name(embark.project, TEXT_VIEW)}"'
     (row,) = session.execute(f"SELECT entity_key, event_time, created_time, digest FROM {table}")  # noqa: S608
     version = "entity_key = %s AND event_time = %s AND created_time = %s AND digest = %s"
-    session.execute(f'DELETE "embedding_id:int64" FROM {table} WHERE {version}', row)
+    session.execute(f'DELETE "embedding_id__int64" FROM {table} WHERE {version}', row)
     features = [f"{TEXT_VIEW}:embedding", f"{TEXT_VIEW}:embedding_id"]
     proto = embark.get_online_features(features, {"text": ["cat"]}).proto
     assert values(proto, "embedding") == ([[0.0] * spec.dim], ["NOT_FOUND"])

@@ -4,17 +4,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from feast import Entity, FeatureStore
+from feast import Entity, FeatureStore, FeatureView, Field
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import String
 from feast.value_type import ValueType
+from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing, embedding_id
+from feature_repo.offline_store import part_schema
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import feature_view
-from materializer.archive import ArchiveUnavailable, EmbeddedBatch, FeastArchive, MemoryArchive, frame
+from materializer.archive import ArchiveUnavailable, EmbeddedBatch, FeastArchive, MemoryArchive, rows, table
 
 SPEC = EncoderSpec(
     name="tiny", version="v1", modality="text", dim=4, network="text_lstm", weights="seeded:0", pinned="seeded:0"
@@ -43,11 +46,14 @@ class FeastRows:
                 rows.embedding_id[i] = values["embedding_id"].int64_val
         return rows
 
+    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
+        return self.read(spec, keys).found
+
 
 class NoRows:
     """An online store that is down."""
 
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
+    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
         raise StoreUnavailable("Cassandra does not answer")
 
 
@@ -91,14 +97,14 @@ def history(store: FeatureStore, keys: Sequence[str], at: int) -> pd.DataFrame:
 
 
 def test_a_batch_is_read_back_from_history_and_online_as_it_was_written(store: FeatureStore) -> None:
-    archive, rows = FeastArchive(store, FeastRows(store)), FeastRows(store)
+    archive, read = FeastArchive(store, FeastRows(store)), FeastRows(store)
     written = batch(["red shoes", "blue hat"])
     assert archive.archived(SPEC, written.keys) == set()
     archive.append_history(SPEC, written)
     archive.write_online(SPEC, written)
     assert archive.archived(SPEC, [*written.keys, "never"]) == set(written.keys)
 
-    online = rows.read(SPEC, written.keys)
+    online = read.read(SPEC, written.keys)
     past = history(store, written.keys, NOON + 60_000_000).loc[list(written.keys)]
     ids = [
         embedding_id(SPEC.view, key, int(time), vector)
@@ -161,19 +167,27 @@ def test_a_late_event_does_not_replace_a_newer_one_in_memory() -> None:
     assert archive.rows[SPEC.view, "a"][0] == NOON + 1
 
 
-def test_the_frame_has_the_types_that_the_view_declares() -> None:
-    made = frame(SPEC, batch(["a", "b"]))
-    assert list(made.columns) == [
-        "text",
-        "embedding",
-        "embedding_id",
-        "content_hash",
-        "event_timestamp",
-        "created_timestamp",
-    ]
-    assert made["embedding"].iloc[0].dtype == np.float32
-    assert made["embedding_id"].dtype == np.int64
-    assert str(made["event_timestamp"].dtype) == "datetime64[us, UTC]"
+def test_the_table_has_the_types_that_the_view_declares(tmp_path: Path) -> None:
+    entity = Entity(name="text", join_keys=["text"], value_type=ValueType.STRING)
+    assert table(SPEC, batch(["a", "b"])).schema.equals(part_schema(applied(feature_view(SPEC, entity, tmp_path))))
+
+
+def applied(view: FeatureView) -> FeatureView:
+    """As `feast apply` completes it."""
+    view.entity_columns = [Field(name="text", dtype=String)]
+    view.features = [field for field in view.schema if field.name != "text"]
+    return view
+
+
+def test_both_stores_are_given_the_same() -> None:
+    written = batch(["a", "b"])
+    online, past = rows(SPEC, written), table(SPEC, written).to_pylist()
+    for (key, values, event_time, created_time), row in zip(online, past, strict=True):
+        assert key.entity_values[0].string_val == row["text"]
+        assert list(values["embedding"].float_list_val.val) == row["embedding"]
+        assert values["embedding_id"].int64_val == row["embedding_id"]
+        assert values["content_hash"].string_val == row["content_hash"] == "ab" * 16
+        assert (event_time, created_time) == (row["event_timestamp"], row["created_timestamp"])
 
 
 def test_events_far_away_in_time_can_be_written() -> None:
@@ -184,6 +198,6 @@ def test_events_far_away_in_time_can_be_written() -> None:
         content_hash=("",),
         created_at=10_000_000_000_000_000,  # year 2286: beyond what nanoseconds can count
     )
-    made = frame(SPEC, far)
-    assert made["event_timestamp"].iloc[0].year == 1970
-    assert made["created_timestamp"].iloc[0].year == 2286
+    (row,) = table(SPEC, far).to_pylist()
+    assert (row["event_timestamp"].year, row["created_timestamp"].year) == (1970, 2286)
+    assert rows(SPEC, far)[0][3] == row["created_timestamp"]

@@ -107,7 +107,7 @@ class Kitchen:
 
     @property
     def history(self) -> list[str]:
-        return [key for frame in self.archive.history for key in frame.iloc[:, 0]]
+        return [key for table in self.archive.history for key in table.column(0).to_pylist()]
 
     @property
     def retries(self) -> list[EmbedRequest]:
@@ -136,9 +136,9 @@ def test_what_is_asked_for_is_in_history_and_online_and_committed(kitchen: Kitch
     assert sorted(kitchen.history) == sorted(kitchen.keys)
     assert kitchen.lag == 0
     assert kitchen.consumer.closed
-    text = next(frame for frame in kitchen.archive.history if frame["view"].iloc[0] == TEXT.view)
-    assert list(text["content_hash"]) == [content_hash(key.encode()).hex() for key in text["text"]]
-    assert (text["created_timestamp"] >= text["event_timestamp"]).all()
+    text = next(table for table in kitchen.archive.history if table["view"][0].as_py() == TEXT.view).to_pylist()
+    assert all(row["content_hash"] == content_hash(row["text"].encode()).hex() for row in text)
+    assert all(row["created_timestamp"] >= row["event_timestamp"] for row in text)
 
 
 def test_vectors_go_to_their_keys_where_others_fail(kitchen: Kitchen) -> None:
@@ -208,7 +208,7 @@ def test_a_replay_gives_a_request_from_the_future_the_same_event_time(kitchen: K
         kitchen.run()
     kitchen.clock.seconds += 100
     kitchen.run_again()
-    first, second = (frame["event_timestamp"].iloc[0] for frame in kitchen.archive.history)
+    first, second = (table["event_timestamp"][0] for table in kitchen.archive.history)
     assert first == second
 
 
@@ -368,7 +368,7 @@ def test_a_crash_between_history_and_online_is_repaired_by_a_replay(kitchen: Kit
     assert kitchen.lag == 0
     first, second = kitchen.archive.history
     same = ["text", "embedding_id", "event_timestamp", "content_hash"]
-    assert first[same].equals(second[same])
+    assert first.select(same).equals(second.select(same))
 
 
 def test_a_crash_before_the_commit_repeats_no_effect(kitchen: Kitchen) -> None:

@@ -20,7 +20,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY, embedding_id, oov_vector
 from feature_repo.failures import FailureMarks, MemoryFailureMarks
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
-from materializer.archive import EmbeddedBatch, frame
+from materializer.archive import EmbeddedBatch, table
 from serving.archive import DownMarks
 from serving.feature_store import EmbArkFeatureStore
 from serving.requests import MemoryRequests
@@ -98,7 +98,7 @@ def archive(store: FeatureStore, view: str, key: str) -> None:
         content_hash=("00",),
         created_at=1_700_000_000_000_001,
     )
-    store.push(push_source_name(view), frame(spec, batch), to=PushMode.ONLINE)
+    store.push(push_source_name(view), table(spec, batch).to_pandas(), to=PushMode.ONLINE)
 
 
 @pytest.fixture
