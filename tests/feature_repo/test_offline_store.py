@@ -13,6 +13,7 @@ from feast.data_source import PushMode
 from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec
+from feature_repo.offline.folder import Folder
 from feature_repo.offline_store import ensure_readable, part_schema, parts_folder, write_part
 from feature_repo.views import feature_view, push_source_name
 
@@ -131,7 +132,59 @@ def test_wrong_columns_are_named(store: FeatureStore) -> None:
 def test_a_part_that_could_not_be_written_leaves_nothing_behind(store: FeatureStore, tmp_path: Path) -> None:
     class TornTable:
         schema = part_schema(view_of(store))
+        nbytes = num_rows = 1
 
     with pytest.raises(TypeError):
         write_part(tmp_path / "parts" / "part-1.parquet", TornTable())
     assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_a_key_is_found_by_any_spelling_of_it(store: FeatureStore) -> None:
+    push(store, rows(["a", "é"]))
+    found = history(store, [" a\n", "e\u0301", "\0", "b"], NOON)
+    assert found["embedding_id"].fillna(-1).tolist() == [0, 1, -1, -1]
+
+
+def test_a_push_costs_the_same_however_many_were_before_it(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(store, rows(["a"]))
+
+    def listed(*_: object) -> None:
+        raise AssertionError("the folder was listed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "names", listed)
+        patch.setattr(Folder, "_listed", listed)
+        patch.setattr(Folder, "is_flat", listed)
+        patch.setattr(pq, "ParquetDataset", listed)
+        push(store, rows(["b"]))
+    assert history(store, ["a", "b"], NOON)["embedding_id"].notna().all()
+
+
+def test_a_folder_that_others_filled_is_left_to_stock_feast(store: FeatureStore) -> None:
+    view = view_of(store)
+    folder = parts_folder(view)
+    assert folder is not None
+    shutil.rmtree(folder)
+    folder.mkdir()
+    rows(["a"]).to_parquet(folder / "theirs.parquet")
+    assert history(store, ["a"], NOON)["embedding_id"].tolist() == [0]
+    assert [p.name for p in folder.iterdir()] == ["theirs.parquet"]
+
+
+def test_a_folder_of_folders_takes_no_part(store: FeatureStore) -> None:
+    folder = parts_folder(view_of(store))
+    assert folder is not None
+    shutil.rmtree(folder)
+    (folder / "day=2026-01-01").mkdir(parents=True)
+    table = pa.Table.from_pandas(rows(["a"]), preserve_index=False)
+    with pytest.raises(ValueError, match="folders"):
+        store._get_provider().ingest_df_to_offline_store(view_of(store), table)
+
+
+def test_parts_are_named_after_the_days_of_their_rows(store: FeatureStore) -> None:
+    push(store, pd.concat([rows(["a"]), rows(["b"], at=datetime(2026, 1, 3, tzinfo=UTC))], ignore_index=True))
+    folder = parts_folder(view_of(store))
+    assert folder is not None
+    assert len(list(folder.glob("20260101-20260103_*.parquet"))) == 1
