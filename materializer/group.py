@@ -13,6 +13,9 @@ from materializer.clock import Clock
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5  # one wait for a first record: how soon a request to stop is seen
+FIRST_SECONDS = (
+    0.02  # one wait for records that go first, while others may be waiting: time for an answer of the broker
+)
 COMMIT_SECONDS = 30.0
 LEAVE_SECONDS = 10.0
 
@@ -67,21 +70,39 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, consumer: Consumer, clock: Clock) -> None:
         self._consumer = consumer
         self._clock = clock
+        self._later: frozenset[str] = frozenset()
+        self._holding = False
         self._lost: set[TopicPartition] = set()  # since the batch at hand was taken
         self._resting: dict[TopicPartition, int] = {}  # paused until then, microseconds since 1970
 
-    def join(self, *topics: str) -> None:
-        """Subscribes to `topics`; partitions come with the first `take`."""
-        self._consumer.subscribe(topics=list(topics), listener=self)
+    def join(self, *first: str, later: Collection[str] = ()) -> None:
+        """Subscribes to topics; partitions come with the first `take`. Those in `later` wait for all of `first`."""
+        self._later = frozenset(later)
+        self._consumer.subscribe(topics=[*first, *later], listener=self)
 
-    def take(self, most: int, max_age: float, stop: threading.Event) -> list[Record]:
-        """Up to `most` records, or those that came within `max_age` seconds of the first; none once `stop` is set."""
-        batch: dict[TopicPartition, list[Record]] = {}
-        deadline = 0.0
+    def take(self, most: int, max_age: float, stop: threading.Event, most_later: int | None = None) -> list[Record]:
+        """Up to `most` records, or those that came within `max_age` seconds of the first; none once `stop` is set.
+
+        Where no record of the topics that go first is waiting: up to `most_later` of any.
+        """
         self._forget_lost()
         while not stop.is_set():
+            if self._later:
+                self._hold_later(True)
+                if records := self._fill(most, max_age, FIRST_SECONDS, stop):
+                    return records
+                self._hold_later(False)
+            if records := self._fill(most_later or most, max_age, IDLE_SECONDS, stop):
+                return records
+        return []
+
+    def _fill(self, most: int, max_age: float, seconds: float, stop: threading.Event) -> list[Record]:
+        """What comes within `seconds`, and within `max_age` seconds of the first."""
+        batch: dict[TopicPartition, list[Record]] = {}
+        deadline = self._clock.monotonic() + seconds
+        while not stop.is_set():
             count = sum(map(len, batch.values()))
-            left = deadline - self._clock.monotonic() if count else IDLE_SECONDS
+            left = deadline - self._clock.monotonic()
             if count >= most or left <= 0:
                 break
             self._wake_due()
@@ -98,6 +119,14 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition, records in polled.items():
                 batch.setdefault(partition, []).extend(records)
         return [record for records in batch.values() for record in records]
+
+    def _hold_later(self, held: bool) -> None:
+        self._holding = held
+        partitions = {p for p in self._consumer.assignment() if p.topic in self._later}
+        if held:
+            self._consumer.pause(*partitions)
+        else:
+            self._consumer.resume(*(partitions - set(self._resting)))
 
     def rest(self, record: Record, until: int) -> None:
         """Reads on in the record's partition, from that very record, when it is due at `until` (µs since 1970)."""
@@ -171,6 +200,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Called by the consumer, inside `poll`; they start at their committed offsets."""
         logger.info("assigned: %s", ", ".join(f"{p.topic}[{p.partition}]" for p in sorted(assigned)))
+        if self._holding:
+            self._consumer.pause(*(p for p in assigned if p.topic in self._later))
 
     def _forget_lost(self) -> set[TopicPartition]:
         lost, self._lost = self._lost, set()

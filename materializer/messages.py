@@ -30,10 +30,15 @@ class MalformedMessage(ValueError):
 class Topics:
     """Names of the topics, all derived from the request topic that the registry names.
 
-    `live` holds what look-ups missed, `retry` what failed and may succeed later, `dead_letters` what never will.
+    `live` holds what look-ups missed, `bulk` what a backfill asks for, `retry` what failed and may succeed later,
+    `dead_letters` what never will.
     """
 
     live: str
+
+    @property
+    def bulk(self) -> str:
+        return f"{self.live}.bulk"
 
     @property
     def retry(self) -> str:
@@ -45,7 +50,7 @@ class Topics:
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (self.live, self.retry, self.dead_letters)
+        return (self.live, self.bulk, self.retry, self.dead_letters)
 
     @property
     def group(self) -> str:
@@ -69,6 +74,7 @@ class Topics:
         }
         return {
             self.live: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
+            self.bulk: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
             self.retry: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
             # One partition: they are few, and are read in order.
             self.dead_letters: {"num_partitions": 1, "replication_factor": replication, "configs": dead},

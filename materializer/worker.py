@@ -20,6 +20,7 @@ from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Fail
 from materializer.group import Consumer, GroupMember, Record, partition_of
 from materializer.messages import EmbedRequest, MalformedMessage, Topics
 from materializer.outage import Abandoned, AtHand
+from materializer.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,18 @@ class Retina(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Size of a batch in records, its age in seconds, and how often a key is tried."""
+    """How much a worker takes at once.
+
+    Attributes:
+        max_batch: records of a batch.
+        max_age: its age in seconds.
+        bulk_seconds: of Retina's time for a batch of the bulk topic: so long may a look-up's miss wait for one.
+        max_attempts: how often a key is tried.
+    """
 
     max_batch: int = 64
     max_age: float = 0.2
+    bulk_seconds: float = 0.5
     max_attempts: int = MAX_ATTEMPTS
 
 
@@ -90,17 +99,20 @@ class Worker:
         self._directory = directory
         self._topics = topics
         self._limits = limits or Limits()
+        self._pace = Pace(self._clock)
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; then finishes the batch at hand, commits it and leaves the group.
 
         A batch that waits for an outage when `stop` comes is given back unfinished: the next worker reads it again.
         """
-        self._group.join(self._topics.live, self._topics.retry)
+        self._group.join(self._topics.live, self._topics.retry, later=(self._topics.bulk,))
         try:
             while not stop.is_set():
-                # 1. poll
-                records = self._due(self._group.take(self._limits.max_batch, self._limits.max_age, stop))
+                # 1. poll: look-ups' misses and retries, or else a little of a backfill
+                limits = self._limits
+                bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
+                records = self._due(self._group.take(limits.max_batch, limits.max_age, stop, bulk))
                 at_hand = AtHand(records, self._group, self._directory, stop)
                 try:
                     # 2. decode (bad bytes → dead letter)
@@ -201,7 +213,11 @@ class Worker:
         """What Retina made of the requests of one view; None where nothing was embedded."""
         at_hand.keep_place()  # once a view, so that the time between two polls stays that of one slow batch
         keys = [one.request.key for one in asked]
-        encode = partial(self._retina.encode, spec.view, spec.fingerprint, keys, RETINA_SECONDS)
+
+        def encode() -> Encoded:
+            with self._pace.measure(spec.view, len(keys)):
+                return self._retina.encode(spec.view, spec.fingerprint, keys, RETINA_SECONDS)
+
         try:
             encoded = at_hand.until_done(encode, spec)
             _check(spec, len(keys), encoded)

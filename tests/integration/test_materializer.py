@@ -331,3 +331,26 @@ def test_two_workers_share_the_partitions_and_a_rebalance_loses_nothing(bench: B
     assert len(past) == len(keys)
     assert past["embedding_id"].notna().all()
     assert bench.lag() == 0
+
+
+class PacedRetina(MemoryRetina):
+    """Embeds as fast as a small network on a CPU."""
+
+    def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded:
+        time.sleep(len(keys) / 100)
+        return super().encode(view, fingerprint, keys, timeout)
+
+
+def test_a_look_up_overtakes_a_backfill_of_a_hundred_thousand_keys(bench: Bench) -> None:
+    requests = [
+        EmbedRequest(view=VIEW, key=f"old title {i}", requested_at=_now(), priority="bulk") for i in range(100_000)
+    ]
+    bench.send([(request.partition_key, request.encode()) for request in requests], bench.topics.bulk)
+    with bench.working(PacedRetina({view: spec.dim for view, spec in bench.specs.items()}, {})) as stop:
+        wait_until(lambda: bool(bench.online([r.key for r in requests[:5000]]).found.any()) or stop.is_set())
+        for i in range(5):
+            asked = time.monotonic()
+            bench.ask([f"new title {i}"])
+            bench.wait_until_online([f"new title {i}"])
+            assert time.monotonic() - asked < 3.0
+    assert not bench.online([r.key for r in requests[-2000:]]).found.all()  # it was still under way

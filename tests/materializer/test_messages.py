@@ -78,7 +78,7 @@ def test_a_retry_keeps_its_event_time_and_counts_the_attempt() -> None:
 
 def test_all_topics_hang_on_the_live_one() -> None:
     topics = Topics(live="a.b")
-    assert topics.all == ("a.b", "a.b.retry", "a.b.dead-letters")
+    assert topics.all == ("a.b", "a.b.bulk", "a.b.retry", "a.b.dead-letters")
     assert topics.group == "a.b.materializer"
 
 

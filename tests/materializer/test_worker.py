@@ -119,7 +119,7 @@ class Kitchen:
 
     @property
     def lag(self) -> int:
-        return self.kafka.lag([TOPICS.live, TOPICS.retry])
+        return self.kafka.lag([TOPICS.live, TOPICS.bulk, TOPICS.retry])
 
 
 @pytest.fixture
@@ -542,3 +542,42 @@ def test_whatever_crashes_no_request_is_lost_and_none_is_committed_unfinished(
     letters = {(letter.topic, letter.partition, letter.offset): letter for letter in kitchen.dead}
     given_up = sum(fate in ("gone", "poison", "hopeless") for fate in fates)
     assert len({letter.key or place for place, letter in letters.items()}) == given_up
+
+
+# ── look-ups before backfills ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_look_ups_ask_for_goes_before_a_backfill(kitchen: Kitchen) -> None:
+    kitchen.ask(*(f"bulk {i}" for i in range(10)), topic=TOPICS.bulk, priority="bulk")
+    kitchen.ask("live 0", "live 1")
+    kitchen.run(Limits(max_batch=4))
+    assert kitchen.retina.calls[0] == ["live 0", "live 1"]
+    assert len(kitchen.keys) == 12
+    assert kitchen.lag == 0
+
+
+def test_a_look_up_waits_for_one_batch_of_a_backfill_and_no_more(kitchen: Kitchen) -> None:
+    kitchen.ask(*(f"bulk {i}" for i in range(200)), topic=TOPICS.bulk, priority="bulk")
+    encode = kitchen.retina.encode
+
+    def slowly(view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Any:
+        kitchen.clock.seconds += 0.1 * len(keys)
+        if len(kitchen.retina.calls) == 3:
+            kitchen.ask("live")
+        return encode(view, fingerprint, keys, timeout)
+
+    kitchen.retina.encode = slowly  # type: ignore[method-assign]
+    kitchen.run(Limits(bulk_seconds=0.5))
+    sizes = [len(call) for call in kitchen.retina.calls]
+    assert kitchen.retina.calls[4] == ["live"]
+    assert set(sizes[1:4]) == {5}  # half a second each, once it is known how long a key takes
+    assert len(kitchen.keys) == 201
+    assert kitchen.lag == 0
+
+
+def test_a_backfill_is_not_held_up_by_a_retry_that_is_not_due(kitchen: Kitchen) -> None:
+    kitchen.ask("later", topic=TOPICS.retry, not_before=START + 30_000_000)
+    kitchen.ask("bulk", topic=TOPICS.bulk, priority="bulk")
+    kitchen.run()
+    assert kitchen.retina.calls == [["bulk"], ["later"]]
+    assert kitchen.lag == 0
