@@ -103,7 +103,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with store_errors(table.name):
             statements = self._reads(config, view, features, keys)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
-        return answers.feast_rows(view.table, features, keys, rows, oldest_visible(table))
+        return answers.feast_rows(view.table, features, keys, rows, _oldest(config, table))
 
     async def online_read_async(
         self,
@@ -121,7 +121,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             (rows,) = await reads.read_async(
                 self._get_session(config), [statements], config.online_store.read_concurrency
             )
-        return answers.feast_rows(view.table, features, keys, rows, oldest_visible(table))
+        return answers.feast_rows(view.table, features, keys, rows, _oldest(config, table))
 
     def read_matrix(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> Embeddings:
         """The embeddings of `keys` as one matrix, without protobuf: HIT, or OOV where there is none.
@@ -139,7 +139,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with store_errors(table.name):
             statements = self._reads(config, view, shape.features, stored)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
-        return answers.embeddings(view.name, shape, keys, stored, rows, oldest_visible(table))
+        return answers.embeddings(view.name, shape, keys, stored, rows, _oldest(config, table))
 
     def has_rows(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> NDArray[np.bool_]:
         """Whether `read_matrix` would find each of `keys`, (N,), without reading vectors where the view keeps ids.
@@ -154,7 +154,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with store_errors(table.name):
             statements = self._reads(config, view, features, stored)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
-        return answers.found(stored, rows, oldest_visible(table))
+        return answers.found(stored, rows, _oldest(config, table))
 
     # `get_online_features`: what Feast calls between preparing a request and its on-demand features. Both forms are
     # Feast's own seam for stores that can read several views at once; the rest of its contract is untouched.
@@ -211,7 +211,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
     ) -> AskedView:
         rows, positions, count = utils._get_unique_entities(view, join_key_values, join_keys)
         online = self._view(config, view)
-        return AskedView(view, online, features, online.find_rows(rows), positions, count)
+        return AskedView(view, online, features, online.find_rows(rows), positions, count, _oldest(config, view))
 
     # Searching
 
@@ -242,6 +242,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             distance_metric,
             query_string,
             filters,
+            oldest=_oldest(config, table),
         )
         return search.documents(asked, self._find(config, table, asked))
 
@@ -257,7 +258,8 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         """Feast's older form: event time, key, the first feature asked for, the vector and the distance of each."""
         known = _features(table, requested_features or [])[:1]
         online = self._view(config, table).table
-        asked = Search.of(table, online, [*known, vector_field(table).name], embedding, top_k, distance_metric)
+        features, oldest = [*known, vector_field(table).name], _oldest(config, table)
+        asked = Search.of(table, online, features, embedding, top_k, distance_metric, oldest=oldest)
         found = search.documents(asked, self._find(config, table, asked))
         return [
             (event_time, key, values.get(asked.features[0], Value()), values[asked.vector], values["distance"])
@@ -450,3 +452,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
 def _features(view: FeatureView, requested: list[str] | None) -> list[str]:
     declared = [feature.name for feature in view.features]
     return declared if requested is None else [name for name in requested if name in declared]
+
+
+def _oldest(config: RepoConfig, view: Any) -> int:
+    return oldest_visible(view, expire_rows=config.online_store.expire_rows)

@@ -14,7 +14,6 @@ from feature_repo.online.columns import ValueRefused
 from feature_repo.online.filters import Filter, Matcher, keys, matcher
 from feature_repo.online.metrics import Metric, metric
 from feature_repo.online.table import OnlineTable
-from feature_repo.online.views import oldest_visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,8 @@ class Search:
         distance_metric: str | None = None,
         query_string: str | None = None,
         filters: Filter | None = None,
+        *,
+        oldest: int,
     ) -> "Search":
         """Raises ValueError for what cannot be asked; the message says what can."""
         if embedding is None and query_string is None:
@@ -101,7 +102,7 @@ class Search:
             words=words,
             texts=texts,
             top_k=top_k,
-            oldest=oldest_visible(view),
+            oldest=oldest,
         )
 
     def why_no_index(self, *, vector_enabled: bool, most: int) -> str | None:

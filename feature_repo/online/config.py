@@ -63,6 +63,9 @@ class OnlineSettings(CassandraOnlineStoreConfig):  # type: ignore[misc]
     replication: dict[str, int] | None = None
     """Data centre → copies: `feast apply` creates the keyspace so, where it does not stand."""
 
+    expire_rows: bool = True
+    """Whether a row older than its view's `ttl` reads as missing, as in history; Feast's own stores serve it."""
+
     key_ttl_seconds: int | None = Field(default=None, ge=1, le=20 * 365 * 86_400)
     """Seconds after it was written, to the second, in which Cassandra removes a row, as in Feast's Redis store."""
 

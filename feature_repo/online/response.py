@@ -17,7 +17,7 @@ from feature_repo.online.answers import FIRST_FEATURE
 from feature_repo.online.columns import Column, Vectors
 from feature_repo.online.reads import Row
 from feature_repo.online.statements import from_bigint, items_of
-from feature_repo.online.views import OnlineView, oldest_visible
+from feature_repo.online.views import OnlineView
 
 _FIELDS = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
 LENGTH_DELIMITED = 2  # protobuf's wire type of a message
@@ -39,6 +39,7 @@ class AskedView:
         keys: the distinct keys; None for one that no row can have.
         positions: for each of `keys` the rows of the response that ask for it.
         count: rows of the response.
+        oldest: event time in µs before which a row counts as missing.
     """
 
     view: Any
@@ -47,6 +48,7 @@ class AskedView:
     keys: Sequence[bytes | None]
     positions: Sequence[Sequence[int]]
     count: int
+    oldest: int
 
     @property
     def known(self) -> list[str]:
@@ -85,11 +87,10 @@ class AskedView:
         track_feature_statuses(self.view.name, present, len(self.features) * self.count - present)
 
     def _rows(self, found: Mapping[bytes, Row]) -> list[Row | None]:
-        oldest = oldest_visible(self.view)
         rows: list[Row | None] = [None] * self.count
         for key, positions in zip(self.keys, self.positions, strict=True):
             row = None if key is None else found.get(key)
-            if row is not None and from_bigint(row[1] or b"") >= oldest:
+            if row is not None and from_bigint(row[1] or b"") >= self.oldest:
                 for position in positions:
                     rows[position] = row
         return rows

@@ -60,8 +60,11 @@ class OnlineTable:
         """
         version = int(compute_versioned_name(view, versioned).removeprefix(view.name).removeprefix("_v") or 0)
         name = table_name(project, view.name, version)
-        columns = {each.name: column(each) for each in view.features}
-        found = indexes(name, view.features, columns)
+        # Read back from the registry, a stream feature view lists its join keys among its features.
+        join_keys = {each.name for each in getattr(view, "entity_columns", None) or ()}
+        features = [each for each in view.features if each.name not in join_keys]
+        columns = {each.name: column(each) for each in features}
+        found = indexes(name, features, columns)
         for index in found:
             if index.metric is not None:
                 columns[index.feature] = checked(columns[index.feature], index.metric)

@@ -132,10 +132,10 @@ def _possible(keys: Sequence[bytes | None]) -> list[bytes | None]:
     return [key if key is not None and len(key) <= MAX_KEY_BYTES else None for key in keys]
 
 
-def oldest_visible(view: Any) -> int:
-    """Event time in µs before which a row counts as missing, as it does in history."""
+def oldest_visible(view: Any, *, expire_rows: bool) -> int:
+    """Event time in µs before which a row counts as missing, as it does in history; no time without `expire_rows`."""
     ttl = getattr(view, "ttl", None)
-    if not ttl:
+    if not ttl or not expire_rows:
         return FIRST_EVENT
     age: int = ttl // timedelta(microseconds=1)
     return time.time_ns() // 1000 - age

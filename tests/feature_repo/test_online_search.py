@@ -21,6 +21,7 @@ from feature_repo.online.filters import keys, matcher, restrictions
 from feature_repo.online.indexes import changes
 from feature_repo.online.metrics import COSINE, INNER_PRODUCT, L1, L2, Metric, distances, metric
 from feature_repo.online.table import OnlineTable
+from feature_repo.online.views import FIRST_EVENT
 
 VECTOR = Field(name="embedding", dtype=Array(Float32), vector_length=3, vector_index=True, vector_search_metric="L2")
 TYPES = {"n": Int64, "m": Int32, "f": Float32, "d": Float64, "b": Bool, "t": UnixTimestamp, "s": String, "raw": Bytes}
@@ -48,7 +49,7 @@ def table_of(*fields: Field) -> OnlineTable:
 
 def asked(*fields: Field, **given: Any) -> Search:
     wanted: dict[str, Any] = {"requested": [], "embedding": [1.0, 2.0, 3.0], "top_k": 1, **given}
-    return Search.of(view(*fields), table_of(*fields), **wanted)
+    return Search.of(view(*fields), table_of(*fields), **{"oldest": FIRST_EVENT} | wanted)
 
 
 def is_(kind: Any, key: str, value: Any) -> ComparisonFilter:

@@ -113,6 +113,13 @@ def test_names_cannot_break_out_of_a_statement() -> None:
     assert comment.count("'") == 2 * odd.comment().count("'")
 
 
+def test_a_join_key_is_no_column_though_it_is_listed_among_the_features() -> None:
+    listed = view("v", item=Int64, count=Int64)
+    listed.entity_columns = [Field(name="item", dtype=Int64)]
+    listed.features = [Field(name="item", dtype=Int64), Field(name="count", dtype=Int64)]
+    assert list(OnlineTable.of("k", "shop", listed, versioned=False).columns) == ["count"]
+
+
 def test_what_holds_vectors_is_not_compressed_on_disk() -> None:
     vectors = OnlineTable.of("k", "shop", view("v", embedding=Array(Float32)), versioned=False)
     assert "compression" not in vectors.create()  # a list of any length: Cassandra's default

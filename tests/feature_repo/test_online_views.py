@@ -110,13 +110,17 @@ def test_a_view_is_worked_out_once_for_each_of_its_declarations() -> None:
 
 @pytest.mark.parametrize("ttl", [None, timedelta(0)])
 def test_without_a_ttl_no_row_is_too_old(ttl: timedelta | None) -> None:
-    assert oldest_visible(view(COUNT, ttl=ttl)) == FIRST_EVENT
+    assert oldest_visible(view(COUNT, ttl=ttl), expire_rows=True) == FIRST_EVENT
+
+
+def test_no_row_is_too_old_where_the_settings_say_so() -> None:
+    assert oldest_visible(view(COUNT, ttl=timedelta(seconds=1)), expire_rows=False) == FIRST_EVENT
 
 
 @pytest.mark.parametrize("ttl", [timedelta(microseconds=1), timedelta(days=3, seconds=5), timedelta(days=200_000)])
 def test_the_oldest_row_to_be_seen_is_one_ttl_old(ttl: timedelta) -> None:
     before = time.time_ns() // 1000
-    oldest = oldest_visible(view(COUNT, ttl=ttl))
+    oldest = oldest_visible(view(COUNT, ttl=ttl), expire_rows=True)
     assert before <= oldest + ttl // timedelta(microseconds=1) <= time.time_ns() // 1000
 
 

@@ -1,0 +1,71 @@
+"""What Feast's universal tests of offline stores run on: stock duckdb on files, ours on the same files, ours on parts.
+
+    PYTHONPATH=<this folder> FULL_REPO_CONFIGS_MODULE=universal_offline_stores UNIVERSAL_OFFLINE=stock|files|parts \
+        FEAST_IS_LOCAL_TEST=True python -P -m pytest --integration tests/integration/offline_store/…
+
+in `sdk/python` of a checkout of Feast. Feast imports this module inside its own test run, where `tests` is Feast's
+package and not ours; so it stands alone.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from feast import FileSource
+from feast.data_format import ParquetFormat
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
+
+from feature_repo.offline.folder import Folder
+from feature_repo.offline.parts import SCHEMA_PART
+from feature_repo.offline_store import EmbeddingOfflineStoreConfig
+from tests.universal.feature_repos.universal.data_sources.file import FileDataSourceCreator
+
+
+class Stock(FileDataSourceCreator):
+    """Feast's duckdb store on single files."""
+
+    def create_offline_store_config(self) -> Any:
+        return DuckDBOfflineStoreConfig()
+
+
+class Files(FileDataSourceCreator):
+    """Ours on single files, which it leaves to stock Feast."""
+
+    def create_offline_store_config(self) -> Any:
+        return EmbeddingOfflineStoreConfig()
+
+
+class Parts(Files):
+    """Ours on folders of parts: each source is three of them."""
+
+    def create_data_source(
+        self,
+        df: pd.DataFrame,
+        destination_name: str,
+        created_timestamp_column: str = "created_ts",
+        field_mapping: dict[str, str] | None = None,
+        timestamp_field: str | None = "ts",
+    ) -> FileSource:
+        path = tempfile.mkdtemp(prefix=f"{self.project_name}_{destination_name}")
+        self.dirs.append(path)
+        folder = Folder.at(path)
+        table = pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata(None)
+        folder.write(SCHEMA_PART, table.schema.empty_table())
+        third = -(-table.num_rows // 3)
+        for i in range(3):
+            folder.write(Path(f"part-{i}.parquet").name, table.slice(i * third, third))
+        return FileSource(
+            file_format=ParquetFormat(),
+            path=path,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            field_mapping=field_mapping or {"ts_1": "ts"},
+        )
+
+
+SOURCES = {"stock": Stock, "files": Files, "parts": Parts}
+AVAILABLE_OFFLINE_STORES = [("local", SOURCES[os.environ["UNIVERSAL_OFFLINE"]])]
+AVAILABLE_ONLINE_STORES = {"sqlite": ({"type": "sqlite"}, None)}
