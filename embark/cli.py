@@ -105,6 +105,7 @@ def cli(context: click.Context) -> None:
     Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
+    Keep house:        embark tables | compact | dead-letters
     """
     context.obj = Settings()
 
@@ -262,6 +263,41 @@ def tables(settings: Settings, drop_orphaned: bool, yes: bool, as_json: bool) ->
         click.confirm(f"Drop {', '.join(table.name for table in orphaned)}, with every row?", abort=True, err=True)
     drop_tables(store, orphaned)
     err.print(f"dropped {len(orphaned)} tables")
+
+
+@cli.command()
+@click.option("--view", help="One feature view; all of them otherwise.")
+@click.option("--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="How long replaced files are kept.")
+@AS_JSON
+@click.pass_obj
+@one_line_errors
+def compact(settings: Settings, view: str | None, grace: float | None, as_json: bool) -> None:
+    """Make few large files of the many small ones that history is written in.
+
+    Safe beside writers and readers. What was replaced is removed by a later run, when it has been so for longer than
+    any read takes: six hours, or `compaction_grace_seconds` of the offline store.
+    """
+    from feast.errors import FeastObjectNotFoundException
+
+    from embark.repo import open_store
+    from feature_repo.offline.compaction import compact_history
+
+    try:
+        with err.status("compacting history"):
+            done = compact_history(open_store(settings.repo), view, grace_seconds=grace)
+    except (FeastObjectNotFoundException, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="--view") from None
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in done], indent=2))
+        return
+    for each in done:
+        if each.busy:
+            out.print(f"{each.view:<32} being compacted by another process")
+        else:
+            out.print(
+                f"{each.view:<32} {each.parts_before} → {each.parts_after} files, {each.rows} rows written anew,"
+                f" {each.doubles} doubles dropped, {each.removed} old files removed, {each.waiting} waiting"
+            )
 
 
 # ── the three parts ──────────────────────────────────────────────────────────────────────────────────────────────────
