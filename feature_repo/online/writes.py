@@ -1,6 +1,7 @@
 """Writing rows: one statement each, bounded in flight, and which keys failed where some did."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
@@ -72,6 +73,7 @@ class _Writing:
 
     def __init__(self, session: Any, statements: Iterable[RawBound], *, tell: bool) -> None:
         self._session = session
+        self._process = os.getpid()
         self._tell = tell
         self._lock = threading.Lock()
         self._unanswered: set[int] = set()
@@ -109,6 +111,8 @@ class _Writing:
             # It came in that very call: to go on from there would end in as many calls inside one another as rows.
 
     def _answered(self, position: int, turn: list[int], error: BaseException | None) -> None:
+        if os.getpid() != self._process:
+            return  # a fork's child closes copies of connections; the rows, and who holds the lock, are its parent's
         if self._settle(position, error) and not _taken(turn):
             self.send()
 

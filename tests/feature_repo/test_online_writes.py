@@ -1,4 +1,6 @@
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -20,7 +22,7 @@ from feature_repo.online.matrix_rows import MatrixRows
 from feature_repo.online.rows import RowToWrite, described, from_micros, key_values, micros
 from feature_repo.online.statements import ABSENT, from_bigint, items_of
 from feature_repo.online.views import MAX_KEY_BYTES, text_key
-from feature_repo.online.writes import WriteFailed
+from feature_repo.online.writes import WriteFailed, write
 from feature_repo.session import StoreUnavailable
 from tests.feature_repo.feast_values import KEY_VALUES, VALUES
 
@@ -265,3 +267,70 @@ def test_a_null_beside_a_vector_is_a_null() -> None:
 def test_a_matrix_is_whole(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"keys, columns|years 1 to 9999"):
         matrix_rows(**changed)
+
+
+# ── on its way ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Answers:
+    """A session whose statements are answered when `answer` is called, or at once."""
+
+    def __init__(self, at_once: Callable[[Any], Exception | None] | None = None) -> None:
+        self.at_once = at_once
+        self.sent: list[Any] = []
+        self.waiting: list[Callable[[Exception | None], None]] = []
+
+    def execute_async(self, statement: Any, execution_profile: str) -> "Answers":
+        self.sent.append(statement)
+        return self
+
+    def add_callbacks(
+        self, callback: Any, errback: Any, callback_args: Sequence[Any], errback_args: Sequence[Any]
+    ) -> None:
+        def answer(error: Exception | None) -> None:
+            if error is None:
+                callback(None, *callback_args)
+            else:
+                errback(error, *errback_args)
+
+        if self.at_once:
+            answer(self.at_once(self.sent[-1]))
+        else:
+            self.waiting.append(answer)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 20_000])
+def test_answers_that_come_at_once_are_no_deeper_than_one(concurrency: int) -> None:
+    session, heard = Answers(lambda n: TimeoutError("late") if n % 1000 == 7 else None), []
+    failures = write(session, iter(range(10_000)), concurrency, heard.append)  # type: ignore[arg-type]
+    assert session.sent == list(range(10_000))
+    assert sorted(failures) == list(range(7, 10_000, 1000))
+    assert sum(heard) == 10_000
+
+
+def test_a_statement_that_cannot_be_made_is_told_and_nothing_follows() -> None:
+    def statements() -> Iterator[int]:
+        yield 0
+        raise ValueError("no row")
+
+    session = Answers(lambda _: None)
+    with pytest.raises(ValueError, match="no row"):
+        write(session, statements(), 4, None)  # type: ignore[arg-type]
+    assert session.sent == [0]
+
+
+def test_a_child_does_not_go_on_with_its_parents_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Answers()
+    parent = threading.Thread(target=write, args=(session, iter(range(5)), 2, None))
+    parent.start()
+    while len(session.waiting) < 2:
+        time.sleep(0.001)
+    with monkeypatch.context() as child:
+        child.setattr("os.getpid", lambda: -1)
+        session.waiting[0](ConnectionError("closed in the child"))
+    assert session.sent == [0, 1]
+    while session.waiting:
+        session.waiting.pop(0)(None)
+    parent.join(10)
+    assert not parent.is_alive()
+    assert session.sent == [0, 1, 2, 3, 4]
