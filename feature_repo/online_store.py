@@ -98,7 +98,8 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Event time and values of each key, in order; (None, None) where there is no row, or none within the ttl."""
-        view, features = self._view(config, table), _features(table, requested_features)
+        view = self._view(config, table)
+        features = _features(view, requested_features)
         keys = view.find(entity_keys)
         with store_errors(table.name):
             statements = self._reads(config, view, features, keys)
@@ -113,7 +114,8 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """As `online_read`."""
-        view, features = self._view(config, table), _features(table, requested_features)
+        view = self._view(config, table)
+        features = _features(view, requested_features)
         keys = view.find(entity_keys)
         with store_errors(table.name):
             await self._prepare(config, view.table.select(features))
@@ -256,10 +258,10 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         distance_metric: str | None = None,
     ) -> list[tuple[datetime | None, EntityKey, Value, Value, Value]]:
         """Feast's older form: event time, key, the first feature asked for, the vector and the distance of each."""
-        known = _features(table, requested_features or [])[:1]
-        online = self._view(config, table).table
+        view = self._view(config, table)
+        known = _features(view, requested_features or [])[:1]
         features, oldest = [*known, vector_field(table).name], _oldest(config, table)
-        asked = Search.of(table, online, features, embedding, top_k, distance_metric, oldest=oldest)
+        asked = Search.of(table, view.table, features, embedding, top_k, distance_metric, oldest=oldest)
         found = search.documents(asked, self._find(config, table, asked))
         return [
             (event_time, key, values.get(asked.features[0], Value()), values[asked.vector], values["distance"])
@@ -449,9 +451,10 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         return map(encoder.bind, encoder.check_all(data))  # all are checked before the first leaves
 
 
-def _features(view: FeatureView, requested: list[str] | None) -> list[str]:
-    declared = [feature.name for feature in view.features]
-    return declared if requested is None else [name for name in requested if name in declared]
+def _features(view: OnlineView, requested: list[str] | None) -> list[str]:
+    """Those of the requested features that the table has; all of them where none are named."""
+    columns = view.table.columns
+    return list(columns) if requested is None else [name for name in requested if name in columns]
 
 
 def _oldest(config: RepoConfig, view: Any) -> int:
