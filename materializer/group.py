@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -55,6 +56,21 @@ class Consumer(Protocol):
     def close(self, *, autocommit: bool, timeout_ms: int) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Records that were taken together, and of which ownership of their partitions they are."""
+
+    records: tuple[Record, ...]
+    terms: Mapping[TopicPartition, int]
+
+    def only(self, records: Sequence[Record]) -> "Taken":
+        """These of the records."""
+        return Taken(tuple(records), self.terms)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     """Hands out records and commits their offsets; used by one thread.
 
@@ -72,7 +88,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         self._clock = clock
         self._later: frozenset[str] = frozenset()
         self._holding = False
-        self._lost: set[TopicPartition] = set()  # since the batch at hand was taken
+        self._lost: set[TopicPartition] = set()  # and not yet forgotten by `take`
+        self._terms: dict[TopicPartition, int] = {}  # how often each was lost; read by other threads
         self._resting: dict[TopicPartition, int] = {}  # paused until then, microseconds since 1970
 
     def join(self, *first: str, later: Collection[str] = ()) -> None:
@@ -80,21 +97,20 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         self._later = frozenset(later)
         self._consumer.subscribe(topics=[*first, *later], listener=self)
 
-    def take(self, most: int, max_age: float, stop: threading.Event, most_later: int | None = None) -> list[Record]:
-        """Up to `most` records, or those that came within `max_age` seconds of the first; none once `stop` is set.
+    def take(self, most: int, max_age: float, stop: threading.Event, most_later: int | None = None) -> Taken:
+        """Up to `most` records, or those that came within `max_age` seconds of the first; none where none came.
 
         Where no record of the topics that go first is waiting: up to `most_later` of any.
         """
         self._forget_lost()
-        while not stop.is_set():
-            if self._later:
-                self._hold_later(True)
-                if records := self._fill(most, max_age, FIRST_SECONDS, stop):
-                    return records
-                self._hold_later(False)
-            if records := self._fill(most_later or most, max_age, IDLE_SECONDS, stop):
-                return records
-        return []
+        records: list[Record] = []
+        if self._later:
+            self._hold_later(True)
+            records = self._fill(most, max_age, FIRST_SECONDS, stop)
+            self._hold_later(False)
+        if not records:
+            records = self._fill(most_later or most, max_age, IDLE_SECONDS, stop)
+        return Taken(tuple(records), dict(self._terms))
 
     def _fill(self, most: int, max_age: float, seconds: float, stop: threading.Event) -> list[Record]:
         """What comes within `seconds`, and within `max_age` seconds of the first."""
@@ -154,35 +170,40 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
             stop.wait(seconds)
         self._consumer.resume(*(set(self._consumer.assignment()) - (set(self._resting) - self._lost)))
 
-    def still_has(self, records: Iterable[Record]) -> bool:
-        """Whether any of the records is still this member's to commit."""
-        return any(partition_of(record) not in self._lost for record in records)
+    def still_has(self, taken: Taken) -> bool:
+        """Whether any of the records is still this member's to commit. Any thread may ask."""
+        return any(self._holds(taken, partition_of(record)) for record in taken.records)
 
-    def rewind(self, records: Iterable[Record]) -> None:
+    def rewind(self, batches: Iterable[Taken]) -> None:
         """Reads the records again with the next `take`, where their partitions are still this member's."""
         first: dict[TopicPartition, int] = {}
-        for record in records:
-            partition = partition_of(record)
-            first[partition] = min(record.offset, first.get(partition, record.offset))
-        for partition in set(first) & set(self._consumer.assignment()) - self._lost:
+        for taken in batches:
+            for record in taken.records:
+                partition = partition_of(record)
+                if self._holds(taken, partition):
+                    first[partition] = min(record.offset, first.get(partition, record.offset))
+        for partition in set(first) & set(self._consumer.assignment()):
             self._consumer.seek(partition, first[partition])
             self._resting.pop(partition, None)
             self._consumer.resume(partition)
 
-    def commit(self, records: Iterable[Record]) -> None:
-        """Commits the offsets after `records`: every effect of theirs, and of all before them, is durable.
+    def commit(self, taken: Taken) -> None:
+        """Commits the offsets after the records: every effect of theirs, and of all before them, is durable.
 
         Raises:
             KafkaError: it is not known to be committed; a rebalance may be under way.
         """
         after: dict[TopicPartition, int] = {}
-        for record in records:
+        for record in taken.records:
             partition = partition_of(record)
             after[partition] = max(record.offset + 1, after.get(partition, 0))
         # Of a partition that went, the new owner may have committed more: never set it back.
-        offsets = {p: OffsetAndMetadata(offset, "", -1) for p, offset in after.items() if p not in self._lost}
+        offsets = {p: OffsetAndMetadata(offset, "", -1) for p, offset in after.items() if self._holds(taken, p)}
         if offsets:
             self._consumer.commit(offsets, timeout_ms=round(COMMIT_SECONDS * 1000))
+
+    def _holds(self, taken: Taken, partition: TopicPartition) -> bool:
+        return taken.terms.get(partition, 0) == self._terms.get(partition, 0)
 
     def leave(self) -> None:
         """Leaves the group, so that the others take over at once; commits nothing."""
@@ -190,12 +211,17 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Called by the consumer, inside `poll`."""
-        self._lost.update(revoked)
+        self._lose(revoked)
 
     def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
         """Called by the consumer, inside `poll`, when the group has evicted this member."""
         logger.warning("the group has evicted this worker: %d partitions are read again by others", len(lost))
-        self._lost.update(lost)
+        self._lose(lost)
+
+    def _lose(self, partitions: Collection[TopicPartition]) -> None:
+        self._lost.update(partitions)
+        for partition in partitions:
+            self._terms[partition] = self._terms.get(partition, 0) + 1
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Called by the consumer, inside `poll`; they start at their committed offsets."""

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
@@ -12,7 +12,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.session import StoreUnavailable
 from materializer.archive import ArchiveUnavailable
-from materializer.group import GroupMember, Record
+from materializer.group import GroupMember, Taken
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +36,26 @@ class Abandoned(Exception):
     """The batch at hand is not finished: nothing of it is committed, and whoever owns its partitions reads it again."""
 
 
-class AtHand:
-    """The records being worked on, and the patience to finish them.
+class Patience:
+    """Repeats what an outage is in the way of.
 
     Args:
-        records: what was taken from the group.
-        group: polled while waiting, so that it does not evict this worker.
-        directory: an encoder that changes there while the batch waits ends the waiting.
-        stop: ends it too.
+        group: asked whether a batch is still this member's.
+        directory: an encoder that changes there while a batch waits ends the waiting.
+        wait: lets seconds pass; ends early when `stop` is set.
+        stop: ends the waiting too.
     """
 
     def __init__(
-        self, records: Sequence[Record], group: GroupMember, directory: EncoderDirectory, stop: threading.Event
+        self, group: GroupMember, directory: EncoderDirectory, wait: Callable[[float], object], stop: threading.Event
     ) -> None:
-        self.records = records
         self._group = group
         self._directory = directory
+        self._wait = wait
         self._stop = stop
 
-    def until_done(self, action: Callable[[], T], spec: EncoderSpec | None = None) -> T:
-        """Repeats an idempotent action, on behalf of the encoder `spec` if any, until no outage is in its way.
+    def until_done(self, action: Callable[[], T], taken: Taken, spec: EncoderSpec | None = None) -> T:
+        """Repeats an idempotent action for a batch, and the encoder `spec` if any, until no outage is in its way.
 
         Raises:
             Abandoned: it was not done when all partitions of the batch had gone to other workers, when the encoder had
@@ -72,17 +72,11 @@ class AtHand:
                 tries += 1
                 seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
                 level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
-                logger.log(
-                    level, "%d requests wait %.1f s, then try %d: %r", len(self.records), seconds, tries + 1, error
-                )
-            self._group.wait(seconds, self._stop)
-            if not self._group.still_has(self.records):
+                logger.log(level, "%d requests wait %.1f s, then try %d: %r", len(taken), seconds, tries + 1, error)
+            self._wait(seconds)
+            if not self._group.still_has(taken):
                 raise Abandoned("its partitions went to other workers")
             if spec is not None and self._directory.specs.get(spec.view) != spec:
                 raise Abandoned(f"{spec.view} has changed in the registry")
             if self._stop.is_set():
                 raise Abandoned("told to stop during an outage")
-
-    def keep_place(self) -> None:
-        """Between two slow steps: the group counts the time since the last poll."""
-        self._group.stay(0, self._stop)

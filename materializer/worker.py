@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -17,13 +17,15 @@ from feature_repo.failures import FailureMarks
 from materializer.archive import Archive, EmbeddedBatch
 from materializer.clock import Clock, SystemClock
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
-from materializer.group import Consumer, GroupMember, Record, partition_of
+from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
 from materializer.messages import EmbedRequest, MalformedMessage, Topics
-from materializer.outage import Abandoned, AtHand
+from materializer.outage import Abandoned, Patience
 from materializer.pace import Pace
+from materializer.stages import Stages
 
 logger = logging.getLogger(__name__)
 
+ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
 RETINA_SECONDS = 60.0  # > slowest batch: 64 images of Inception v3 at 13/s on a CPU, and a download's time-out
 
 
@@ -38,14 +40,16 @@ class Limits:
     """How much a worker takes at once.
 
     Attributes:
-        max_batch: records of a batch.
-        max_age: its age in seconds.
-        bulk_seconds: of Retina's time for a batch of the bulk topic: so long may a look-up's miss wait for one.
+        max_batch: records of a batch, at most as many as Retina takes at once.
+        max_age: seconds in which it fills.
+        live_seconds: of Retina's time, for a batch: what fills while it is embedded goes with the next.
+        bulk_seconds: the same of the bulk topic: so long may a look-up's miss wait for one.
         max_attempts: how often a key is tried.
     """
 
-    max_batch: int = 64
+    max_batch: int = 512
     max_age: float = 0.2
+    live_seconds: float = 2.0
     bulk_seconds: float = 0.5
     max_attempts: int = MAX_ATTEMPTS
 
@@ -64,8 +68,31 @@ class Asked:
         )
 
 
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """Requests that go through the stages together.
+
+    Attributes:
+        number: they are committed in its order.
+        taken: their records.
+        asked: the requests, one a view and key, without those that are in a batch before this one.
+        wanted: of these, by view, those that nobody has an answer to.
+        embedded: by view, what Retina made of them.
+        failures: what got no embedding.
+        abandoned: why it is not finished, if it is not; nothing of it is committed then.
+    """
+
+    number: int
+    taken: Taken
+    asked: list[Asked]
+    failures: list[Failure]
+    wanted: list[tuple[EncoderSpec, list[Asked]]] = field(default_factory=list)
+    embedded: list[tuple[EncoderSpec, EmbeddedBatch]] = field(default_factory=list)
+    abandoned: str = ""
+
+
 class Worker:
-    """One consumer that embeds what is asked for, in one thread.
+    """One consumer that embeds what is asked for. Batches overlap: one is polled, one embedded, one written.
 
     Args:
         consumer: a `KafkaConsumer` with `enable_auto_commit=False`; the worker subscribes and closes it.
@@ -74,6 +101,7 @@ class Worker:
         topics: where requests come from and failures go to.
         clock: time of day and age of batches.
         delay: seconds before the next try, from the number of tries before.
+        overlap: whether the stages have threads of their own.
     """
 
     def __init__(
@@ -89,6 +117,7 @@ class Worker:
         clock: Clock | None = None,
         limits: Limits | None = None,
         delay: Callable[[int], float] = retry_delay,
+        overlap: bool = True,
     ) -> None:
         self._clock = clock or SystemClock()
         self._group = GroupMember(consumer, self._clock)
@@ -100,41 +129,121 @@ class Worker:
         self._topics = topics
         self._limits = limits or Limits()
         self._pace = Pace(self._clock)
+        self._overlap = overlap
+        self._count = 0  # of batches
+        self._in_flight: set[tuple[str, str]] = set()  # view and key of what is asked for in the stages
+        self._first_abandoned: int | None = None  # number of a batch; any thread sets it
+        self._to_rewind: list[Taken] = []
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set; then finishes the batch at hand, commits it and leaves the group.
+        """Works until `stop` is set; then finishes the batches at hand, commits them and leaves the group.
 
         A batch that waits for an outage when `stop` comes is given back unfinished: the next worker reads it again.
         """
+        poll_on = partial(self._group.wait, stop=stop)  # waiting so, this thread keeps its place in the group
+        patience = Patience(self._group, self._directory, stop.wait if self._overlap else poll_on, stop)
+        commit = partial(self._commit, Patience(self._group, self._directory, poll_on, stop))
+        work = (partial(self._through, stage, patience) for stage in (self._find, self._embed, self._write))
         self._group.join(self._topics.live, self._topics.retry, later=(self._topics.bulk,))
         try:
-            while not stop.is_set():
-                # 1. poll: look-ups' misses and retries, or else a little of a backfill
-                limits = self._limits
-                bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
-                records = self._due(self._group.take(limits.max_batch, limits.max_age, stop, bulk))
-                at_hand = AtHand(records, self._group, self._directory, stop)
+            with Stages(*work, overlap=self._overlap) as stages:
                 try:
-                    # 2. decode (bad bytes → dead letter)
-                    asked, failures = self._decode(records)
-                    # 3. drop what is archived or marked
-                    wanted = self._without_known(asked, at_hand)
-                    # 4. group by view
-                    for spec, requests in by_view(wanted):
-                        # 5. Retina
-                        embedded, failed = self._embed(spec, requests, at_hand)
-                        # 6. history, then online
-                        self._write(spec, embedded, at_hand)
-                        failures += failed
-                    # 7. failures: retry topic / dead letter + mark
-                    at_hand.until_done(partial(self._failures.settle, failures))
-                    # 8. commit: every effect above is durable
-                    at_hand.until_done(partial(self._group.commit, records))
-                except Abandoned as why:
-                    logger.warning("%d requests are read again, by this worker or another: %s", len(records), why)
-                    self._group.rewind(records)
+                    while not stop.is_set():
+                        # 1. poll: look-ups' misses and retries, or else a little of a backfill
+                        taken = self._take(stop)
+                        if taken.records:
+                            # 2. decode (bad bytes → dead letter)
+                            batch = self._decode(taken)
+                            # 3. drop what is archived or marked; 4. group by view  (`_find`)
+                            # 5. Retina                                             (`_embed`)
+                            # 6. history, then online                               (`_write`)
+                            # 7. failures: retry topic / dead letter + mark
+                            while not stages.offer(batch, ROOM_SECONDS):
+                                self._group.stay(0, stop)
+                                commit(stages)
+                        # 8. commit, in order: every effect above is durable
+                        commit(stages)
+                        while self._to_rewind and not stop.is_set():  # what came after it comes out first
+                            self._group.stay(ROOM_SECONDS, stop)
+                            commit(stages)
+                    while stages.inside:
+                        self._group.stay(ROOM_SECONDS, stop)
+                        commit(stages)
+                except BaseException:
+                    stop.set()  # else a stage would wait for the end of an outage, and this thread for the stage
+                    raise
         finally:
             self._group.leave()
+
+    def _take(self, stop: threading.Event) -> Taken:
+        limits = self._limits
+        live = min(limits.max_batch, self._pace.keys_in(limits.live_seconds))
+        bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
+        taken = self._group.take(live, limits.max_age, stop, bulk)
+        return taken.only(self._due(taken.records))
+
+    def _commit(self, patience: Patience, stages: Stages[Batch]) -> None:
+        """Commits what went through all stages; reads again what was abandoned, when nothing is behind it any more."""
+        for batch in stages.finished():
+            if not batch.abandoned:
+                try:
+                    patience.until_done(partial(self._group.commit, batch.taken), batch.taken)
+                except Abandoned as why:
+                    self._abandon(batch, str(why))
+            if batch.abandoned:
+                logger.warning(
+                    "%d requests are read again, by this worker or another: %s", len(batch.taken), batch.abandoned
+                )
+                self._to_rewind.append(batch.taken)
+            self._in_flight.difference_update((one.request.view, one.request.key) for one in batch.asked)
+        if self._to_rewind and not stages.inside:
+            self._group.rewind(self._to_rewind)
+            self._to_rewind = []
+            self._first_abandoned = None
+
+    def _through(self, stage: Callable[[Batch, Patience], None], patience: Patience, batch: Batch) -> None:
+        """Has a stage work on a batch, unless that or one before it is abandoned: offsets are committed in order."""
+        first = self._first_abandoned
+        if first is not None and batch.number > first and not batch.abandoned:
+            batch.abandoned = "one before them is"
+        if batch.abandoned:
+            return
+        try:
+            stage(batch, patience)
+        except Abandoned as why:
+            self._abandon(batch, str(why))
+
+    def _abandon(self, batch: Batch, why: str) -> None:
+        batch.abandoned = why
+        first = self._first_abandoned
+        self._first_abandoned = batch.number if first is None else min(first, batch.number)
+
+    # The stages
+
+    def _find(self, batch: Batch, patience: Patience) -> None:
+        for spec, requests in by_view(batch.asked):
+            keys = [one.request.key for one in requests]
+            archived = patience.until_done(partial(self._archive.archived, spec, keys), batch.taken, spec)
+            marked = patience.until_done(partial(self._marks.read, spec.view, keys), batch.taken, spec)
+            wanted = [one for one in requests if one.request.key not in archived and one.request.key not in marked]
+            if wanted:
+                batch.wanted.append((spec, wanted))
+
+    def _embed(self, batch: Batch, patience: Patience) -> None:
+        for spec, requests in batch.wanted:
+            embedded, failures = self._encode(spec, requests, batch.taken, patience)
+            if embedded is not None:
+                batch.embedded.append((spec, embedded))
+            batch.failures += failures
+
+    def _write(self, batch: Batch, patience: Patience) -> None:
+        for spec, embedded in batch.embedded:
+            # History first: nothing is served whose row is not in history. Each is repeated by itself, so that an
+            # outage of the online store does not append to history over and over.
+            patience.until_done(partial(self._archive.append_history, spec, embedded), batch.taken, spec)
+            patience.until_done(partial(self._archive.write_online, spec, embedded), batch.taken, spec)
+            logger.info("%s: %d embeddings archived", spec.view, len(embedded))
+        patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
 
     def _due(self, records: Sequence[Record]) -> list[Record]:
         """The records less the retries that are not due yet; their partitions rest until they are.
@@ -164,12 +273,12 @@ class Worker:
             return 0
         return min(asked_for, record.timestamp * 1000 + round(MAX_RETRY_SECONDS * 1e6))
 
-    def _decode(self, records: Iterable[Record]) -> tuple[list[Asked], list[Failure]]:
+    def _decode(self, taken: Taken) -> Batch:
         """Well-formed requests, one a view and key, and the failures of the rest."""
         chosen: dict[tuple[str, str], Asked] = {}
         failures: list[Failure] = []
         refreshed = False
-        for record in records:
+        for record in taken.records:
             request = None
             try:
                 request = EmbedRequest.decode(record.value)
@@ -188,30 +297,24 @@ class Worker:
                     )
                 )
                 continue
+            if (request.view, request.key) in self._in_flight:
+                continue  # a batch before this one answers it, and is committed first
             before = chosen.get((request.view, request.key))
             if before is None or _rank(request) < _rank(before.request):
                 chosen[request.view, request.key] = Asked(record=record, request=request, spec=spec)
-        return list(chosen.values()), failures
+        self._in_flight.update(chosen)
+        self._count += 1
+        return Batch(number=self._count, taken=taken, asked=list(chosen.values()), failures=failures)
 
     def _event_time(self, request: EmbedRequest, record: Record) -> int:
         # Never in the future. The broker's time bounds it first, since that is the same in every replay, which then
         # writes the same row. It counts in milliseconds; so up to the end of that one.
         return min(request.requested_at, record.timestamp * 1000 + 999, self._clock.now())
 
-    def _without_known(self, asked: Iterable[Asked], at_hand: AtHand) -> list[Asked]:
-        wanted: list[Asked] = []
-        for spec, requests in by_view(asked):
-            keys = [one.request.key for one in requests]
-            archived = at_hand.until_done(partial(self._archive.archived, spec, keys), spec)
-            marked = at_hand.until_done(partial(self._marks.read, spec.view, keys), spec)
-            wanted += [one for one in requests if one.request.key not in archived and one.request.key not in marked]
-        return wanted
-
-    def _embed(
-        self, spec: EncoderSpec, asked: Sequence[Asked], at_hand: AtHand
+    def _encode(
+        self, spec: EncoderSpec, asked: Sequence[Asked], taken: Taken, patience: Patience
     ) -> tuple[EmbeddedBatch | None, list[Failure]]:
         """What Retina made of the requests of one view; None where nothing was embedded."""
-        at_hand.keep_place()  # once a view, so that the time between two polls stays that of one slow batch
         keys = [one.request.key for one in asked]
 
         def encode() -> Encoded:
@@ -219,7 +322,7 @@ class Worker:
                 return self._retina.encode(spec.view, spec.fingerprint, keys, RETINA_SECONDS)
 
         try:
-            encoded = at_hand.until_done(encode, spec)
+            encoded = patience.until_done(encode, taken, spec)
             _check(spec, len(keys), encoded)
         except RetinaRefused as refusal:
             # Retina and KFC have not read the same registry yet, or one of them is of an old release. Stalling would
@@ -247,15 +350,6 @@ class Worker:
             created_at=self._clock.now(),
         )
         return batch, failures
-
-    def _write(self, spec: EncoderSpec, batch: EmbeddedBatch | None, at_hand: AtHand) -> None:
-        if batch is None:
-            return
-        # History first: nothing is served whose row is not in history. Each is repeated by itself, so that an outage of
-        # the online store does not append to history over and over.
-        at_hand.until_done(partial(self._archive.append_history, spec, batch), spec)
-        at_hand.until_done(partial(self._archive.write_online, spec, batch), spec)
-        logger.info("%s: %d embeddings archived", spec.view, len(batch))
 
 
 def by_view(asked: Iterable[Asked]) -> list[tuple[EncoderSpec, list[Asked]]]:

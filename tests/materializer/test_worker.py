@@ -93,6 +93,7 @@ class Kitchen:
             clock=self.clock,
             limits=limits,
             delay=lambda attempt: float(2**attempt),
+            overlap=False,  # time passes where this thread waits
         )
         worker.run(self.stop)
 
@@ -419,7 +420,7 @@ def test_a_partition_that_went_during_a_slow_batch_is_not_committed(kitchen: Kit
     kitchen.retina.errors.append(RetinaBusy("full"))
     kitchen.ask("a", partition=0)
     kitchen.ask("b", partition=1)
-    kitchen.consumer.before_poll.extend([lambda: None] * 3 + [lambda: kitchen.consumer.revoke([gone])])
+    kitchen.consumer.before_poll.extend([lambda: None] * 2 + [lambda: kitchen.consumer.revoke([gone])])
     kitchen.run()
     assert gone not in kitchen.kafka.committed
     assert kitchen.kafka.committed == {TopicPartition(TOPICS.live, 1): 1}
@@ -430,7 +431,7 @@ def test_a_batch_whose_partitions_all_went_is_given_up(kitchen: Kitchen) -> None
     gone = TopicPartition(TOPICS.live, 0)
     kitchen.retina.errors.append(RetinaBusy("full"))
     kitchen.ask("a")
-    kitchen.consumer.before_poll.extend([lambda: None] * 3 + [lambda: kitchen.consumer.revoke([gone]), lambda: None])
+    kitchen.consumer.before_poll.extend([lambda: None] * 2 + [lambda: kitchen.consumer.revoke([gone]), lambda: None])
     kitchen.run()
     assert kitchen.keys == set()
     assert kitchen.kafka.committed == {}
@@ -448,7 +449,7 @@ def test_a_partition_that_comes_back_is_read_from_its_committed_offset(kitchen: 
             kitchen.consumer.assign([away])
 
     back = [] if at_once else [lambda: kitchen.consumer.assign([away])]
-    kitchen.consumer.before_poll.extend([lambda: None] * 3 + [revoke, *back])
+    kitchen.consumer.before_poll.extend([lambda: None] * 2 + [revoke, *back])
     kitchen.run()
     assert kitchen.keys == {"a", "b"}
     assert sorted(kitchen.history) == ["a", "b"]
@@ -472,8 +473,14 @@ def test_a_view_removed_while_its_batch_waits_does_not_hold_the_others_up(kitche
 
 
 def test_stop_finishes_the_batch_at_hand(kitchen: Kitchen) -> None:
+    encode = kitchen.retina.encode
+
+    def stopped(view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Any:
+        kitchen.stop.set()
+        return encode(view, fingerprint, keys, timeout)
+
+    kitchen.retina.encode = stopped  # type: ignore[method-assign]
     kitchen.ask("a", "b")
-    kitchen.consumer.before_poll.extend([lambda: None, kitchen.stop.set])
     kitchen.run(Limits(max_batch=1))
     assert kitchen.keys == {"a"}
     assert kitchen.kafka.committed == {TopicPartition(TOPICS.live, 0): 1}
