@@ -1,5 +1,6 @@
 """Where embeddings are archived: history, then online, through Feast's stores."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class FeastArchive:
     created time. Feast's point-in-time join keeps one row per key and event time, the one created last: so readers see
     one. Where the encoder answers bit for bit the same, both rows have the same id, which hashes just that.
 
+    Safe to share between threads: a worker looks keys up while it writes others.
+
     Args:
         store: the feature store; its registry cache is refreshed when it does not know a view yet.
         rows: tells what the same store has online.
@@ -94,6 +97,7 @@ class FeastArchive:
         self._store = store
         self._rows = rows
         self._views: dict[EncoderSpec, FeatureView] = {}
+        self._reading = threading.Lock()  # Feast's cache of views may mix two registries where two threads read it
 
     def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
         with _translated("the online store"):
@@ -111,15 +115,16 @@ class FeastArchive:
             provider.online_write_batch(self._store.config, view, rows(spec, batch), None)
 
     def _view(self, spec: EncoderSpec) -> FeatureView:
-        view = self._views.get(spec)
-        if view is None:
-            # The directory may have read a newer registry than the one that the store holds in its cache.
-            self._store.refresh_registry()
-            view = self._store.get_feature_view(spec.view)
-            if EncoderSpec.from_tags(view.tags) != spec:
-                raise ArchiveUnavailable(f"{spec.view} has changed in the registry")
-            self._views[spec] = view
-        return view
+        with self._reading:
+            view = self._views.get(spec)
+            if view is None:
+                # The directory may have read a newer registry than the one that the store holds in its cache.
+                self._store.refresh_registry()
+                view = self._store.get_feature_view(spec.view)
+                if EncoderSpec.from_tags(view.tags) != spec:
+                    raise ArchiveUnavailable(f"{spec.view} has changed in the registry")
+                self._views[spec] = view
+            return view
 
 
 def rows(spec: EncoderSpec, batch: EmbeddedBatch) -> MatrixRows:
