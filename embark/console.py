@@ -32,6 +32,11 @@ EXPECTED_ERRORS = {
 }
 
 
+def printable(text: str) -> str:
+    """A stranger's text on a line of its own: what is not printable is escaped, so that it cannot move the cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def is_expected(error: Exception) -> bool:
     """Whether one line says enough about an error."""
     return any(

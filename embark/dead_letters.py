@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embark.console import AS_JSON, err, one_line_errors, out
+from embark.console import AS_JSON, err, one_line_errors, out, printable
 from embark.settings import Settings
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def retry(
     from embark.starting import COLUMNS
     from feature_repo.failures import CassandraFailureMarks
     from feature_repo.session import connect
-    from materializer.dead_letter_actions import plan_retry, send_again, topics_of
-    from materializer.process import CLOSE_SECONDS, kafka_reached, open_producer
+    from materializer.dead_letter_actions import plan_retry, send_again
+    from materializer.process import CLOSE_SECONDS, kafka_reached, open_producer, topics_of
 
     if not (positions or view or reason or every):
         raise click.UsageError("which ones? Name TOPIC:PARTITION:OFFSET, --view, --reason or --all")
@@ -177,7 +177,8 @@ def retry(
 def purge_letters(settings: Settings, before: datetime | None, every: bool, yes: bool, as_json: bool) -> None:
     """Remove dead letters for good, up to a point in time; Kafka drops them by itself after 30 days."""
     from embark.repo import open_store
-    from materializer.dead_letter_actions import plan_purge, purge, topic_admin, topic_reader, topics_of
+    from materializer.dead_letter_actions import plan_purge, purge
+    from materializer.process import topic_admin, topic_reader, topics_of
 
     if (before is None) != every:
         raise click.UsageError("up to when? Give either --before DATE or --all")
@@ -223,9 +224,7 @@ def chosen(
 
 def as_fields(letter: "DeadLetter") -> dict[str, Any]:
     """The letter as JSON; bytes of its message that are no UTF-8 are escaped."""
-    return (
-        {"position": letter.position} | asdict(letter) | {"value": letter.value.decode(errors="backslashreplace")}
-    )
+    return {"position": letter.position} | asdict(letter) | {"value": letter.value.decode(errors="backslashreplace")}
 
 
 def as_text(value: bytes) -> str | None:
@@ -235,11 +234,6 @@ def as_text(value: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if all(c.isprintable() or c in "\n\t" for c in text) else None
-
-
-def printable(text: str) -> str:
-    """A stranger's text on a line of its own: what is not printable is escaped, so that it cannot move the cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def moment(microseconds: int) -> str:

@@ -96,14 +96,14 @@ class Backfill:
     """Sends the keys of one view to the bulk topic, each at least once; used by one thread.
 
     Args:
-        producer: a `KafkaProducer` with `acks="all"`; it is left open.
+        producer: a `KafkaProducer` with `acks="all"`; it is left open. None sends nothing and saves nothing, but counts
+            what would be sent.
         archive: knows what need not be asked for.
         clock: event time of rows that have none of their own, and age of a checkpoint.
         stop: ends the run after the row at hand.
-        save: told the number of a row when all up to it is done: acknowledged, or nothing to send.
-        report: shown the tally after each chunk.
+        save: told the number of a row when all up to it is done: acknowledged, or nothing to send. May raise OSError.
+        report: shown the tally every now and then.
         per_second: requests a second at most.
-        dry: send nothing, count what would be sent.
     """
 
     def __init__(
@@ -111,14 +111,13 @@ class Backfill:
         *,
         spec: EncoderSpec,
         topics: Topics,
-        producer: Producer,
+        producer: Producer | None,
         archive: ArchivedKeys,
         clock: Clock,
         stop: threading.Event,
         save: Callable[[int], None] = lambda _: None,
         report: Callable[[Tally], None] = lambda _: None,
         per_second: float | None = None,
-        dry: bool = False,
     ) -> None:
         self._spec = spec
         self._topics = topics
@@ -129,10 +128,10 @@ class Backfill:
         self._save = save
         self._report = report
         self._rate = Rate(per_second, clock, stop.wait) if per_second else None
-        self._dry = dry
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._unacknowledged: list[Any] = []
         self._rows_since = 0  # the last checkpoint
+        self._lost = False  # something that was sent may not be with the broker
         self._saved_at = clock.monotonic()
         self.tally = Tally()
 
@@ -140,7 +139,8 @@ class Backfill:
         """Sends until the rows end or `stop` is set; all that is counted as sent is acknowledged when this returns.
 
         Raises:
-            BackfillStopped: Kafka or the online store did not answer. What is acknowledged by then has been saved.
+            BackfillStopped: Kafka or the online store did not answer, or `save` failed. What was acknowledged up to then
+                has been saved.
             InputError: a part of the input cannot be read; likewise.
         """
         done = 0
@@ -158,9 +158,9 @@ class Backfill:
                     done = row.number
                     # 4. wait for the broker, and remember how far that was
                     self._checkpoint_if_due(done)
-                self._report(self.tally)
                 if len(chunk) < CHUNK:  # a pipe that pauses
                     self._checkpoint(done)
+                self._report(self.tally)
                 if self._stop.is_set():
                     break
         finally:
@@ -211,7 +211,7 @@ class Backfill:
     def _send(self, request: EmbedRequest) -> None:
         if self._rate is not None:
             self._rate.hold()
-        if self._dry:
+        if self._producer is None:
             self.tally.sent += 1
             return
         with _kafka_errors():
@@ -220,25 +220,28 @@ class Backfill:
 
     def _checkpoint_if_due(self, row: int) -> None:
         self._rows_since += 1
-        if (
-            self._rows_since >= MAX_UNACKNOWLEDGED
-            or self._clock.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
-        ):
+        if self._rows_since >= MAX_UNACKNOWLEDGED or self._clock.monotonic() - self._saved_at >= CHECKPOINT_SECONDS:
             self._checkpoint(row)
 
     def _checkpoint(self, row: int) -> None:
-        if self._rows_since == 0:
+        if self._rows_since == 0 or self._lost:
             return
+        self._lost = True  # unless the broker says otherwise
         unacknowledged, self._unacknowledged = self._unacknowledged, []
-        with _kafka_errors():
-            if unacknowledged:
+        if self._producer is not None and unacknowledged:
+            with _kafka_errors():
                 self._producer.flush(timeout=FLUSH_SECONDS)
-            for future in unacknowledged:
-                future.get(timeout=FLUSH_SECONDS)
-        self.tally.sent += len(unacknowledged)
+                for future in unacknowledged:
+                    future.get(timeout=FLUSH_SECONDS)
+                    self.tally.sent += 1
+        self._lost = False
         self._rows_since, self._saved_at = 0, self._clock.monotonic()
-        if not self._dry:
-            self._save(row)
+        if self._producer is not None:
+            try:
+                self._save(row)
+            except OSError as error:
+                raise BackfillStopped(f"how far it has come cannot be written down: {error}") from error
+        self._report(self.tally)
 
 
 @contextmanager
@@ -250,12 +253,12 @@ def _kafka_errors() -> Iterator[None]:
 
 
 def _chunks(rows: Iterable[Row | None], size: int) -> Iterator[list[Row]]:
-    """Rows by `size`; fewer where a pipe pauses, and at the end."""
+    """Rows by `size`; fewer, or none, where a pipe pauses, and at the end."""
     chunk: list[Row] = []
     for row in rows:
         if row is not None:
             chunk.append(row)
-        if chunk and (row is None or len(chunk) == size):
+        if row is None or len(chunk) == size:
             yield chunk
             chunk = []
     if chunk:

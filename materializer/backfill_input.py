@@ -4,10 +4,11 @@ import csv
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,10 +18,12 @@ import pyarrow.parquet as pq
 BATCH_ROWS = 4096  # of parquet: 32 MB of the longest keys
 MAX_LINE = 1 << 20  # characters of a line of CSV, bytes of a line of a pipe; a key has 8 KiB at most
 READ_BYTES = 1 << 16
-IDLE_SECONDS = 0.2  # how soon a pipe that gives nothing lets go: to send what has come, and to be stopped
+IDLE_SECONDS = 0.2  # how soon a pipe lets go that gives little: to send what has come, and to be stopped
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 UNITS = {"s": (1_000_000, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}  # microseconds: times, then divided by
+DAY = (86_400_000_000, 1)
+SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 80  # of a header in an error: a file of another kind has anything there
 
 
 class InputError(Exception):
@@ -51,7 +54,7 @@ class Input:
     """Rows to be read once.
 
     Attributes:
-        rows: in order; None where a pipe gives nothing for a moment.
+        rows: in order; None where a pipe should not be waited for any longer.
         size: what the position of the last row will be: rows of parquet, bytes of CSV; None where nobody knows.
     """
 
@@ -70,13 +73,28 @@ def open_file(path: Path, *, key_column: str, time_column: str | None = None, sk
     read = readers.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path} is neither {', '.join(readers)} nor - (a pipe)")
+    with _readable(path):
+        file = path.open("rb")
+    with file:
+        with _readable(path):
+            found = read(file, key_column, time_column, skip)
+        yield replace(found, rows=_read(path, found.rows))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            yield read(file, key_column, time_column, skip)
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise InputError(f"{path} cannot be read as parquet: {error}") from error
+
+
+def _read(path: Path, rows: Iterator[Row | None]) -> Iterator[Row | None]:
+    # Around the reading alone: what goes wrong between two rows is no fault of the file's.
+    with _readable(path):
+        yield from rows
 
 
 def _parquet(file: BinaryIO, key_column: str, time_column: str | None, skip: int) -> Input:
@@ -85,15 +103,18 @@ def _parquet(file: BinaryIO, key_column: str, time_column: str | None, skip: int
     for column in filter(None, (key_column, time_column)):
         _check_column(column, schema.names)
     kind = schema.field(key_column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    if not _is_text(kind):
         raise InputError(f"column {key_column!r} is {kind}, strings are expected")
     if time_column:
         kind = schema.field(time_column).type
-        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_string(kind)):
+        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or _is_text(kind)):
             raise InputError(f"column {time_column!r} is {kind}, timestamps, dates or ISO 8601 strings are expected")
     return Input(_parquet_rows(parquet, key_column, time_column, skip), parquet.metadata.num_rows)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _parquet_rows(parquet: Any, key_column: str, time_column: str | None, skip: int) -> Iterator[Row]:
@@ -105,30 +126,49 @@ def _parquet_rows(parquet: Any, key_column: str, time_column: str | None, skip: 
         return
     columns = [column for column in (key_column, time_column) if column]
     for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
-        keys = batch.column(key_column).to_pylist()
-        times = _as_numbers(batch.column(time_column)) if time_column else [None] * len(keys)
-        for key, time in zip(keys, times, strict=True):
+        keys = _texts(batch.column(key_column))
+        times = _times(batch.column(time_column)) if time_column else [None] * len(keys)
+        for key, published in zip(keys, times, strict=True):
             number += 1
             if number <= skip:
                 continue
             if key is None:
                 yield Row(number=number, position=number, problem="the key is null")
             else:
-                yield _row(number, number, key, time)
+                yield _row(number, number, key, published)
 
 
-def _as_numbers(times: pa.Array) -> list[Any]:
-    """Microseconds since 1970 where Arrow has times, which need not fit into a `datetime`; texts and dates as they are."""
-    if not pa.types.is_timestamp(times.type):
-        return list(times.to_pylist())
-    factor, divisor = UNITS[times.type.unit]
-    return [None if t is None else t * factor // divisor for t in times.cast(pa.int64()).to_pylist()]
+def _texts(texts: pa.Array) -> list[str | None]:
+    """Texts as `str`; what is no UTF-8 becomes lone surrogates, as in `_Lines`: parquet may hold anything."""
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    try:
+        return list(texts.to_pylist())
+    except UnicodeDecodeError:
+        values = texts.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors="surrogateescape") for value in values]
+
+
+def _times(times: pa.Array) -> list[Any]:
+    """Microseconds since 1970 where Arrow has times, which need not fit into a `datetime`; texts as they are."""
+    if _is_text(times.type):
+        return _texts(times)
+    if pa.types.is_timestamp(times.type):
+        numbers, (factor, divisor) = times.cast(pa.int64()), UNITS[times.type.unit]
+    elif pa.types.is_date32(times.type):
+        numbers, (factor, divisor) = times.cast(pa.int32()), DAY
+    else:
+        numbers, (factor, divisor) = times.cast(pa.int64()), UNITS["ms"]
+    return [None if number is None else number * factor // divisor for number in numbers.to_pylist()]
 
 
 def _csv(file: BinaryIO, key_column: str, time_column: str | None, skip: int) -> Input:
     lines = _Lines(file)
-    reader = csv.reader(lines)
-    header = next(reader, [])
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise InputError(f"line 1 is no header of CSV: {error}") from None
     for column in filter(None, (key_column, time_column)):
         _check_column(column, header)
     rows = _csv_rows(reader, lines, header.index(key_column), header.index(time_column) if time_column else None, skip)
@@ -159,12 +199,14 @@ class _Lines:
 def _csv_rows(reader: Any, lines: _Lines, key_at: int, time_at: int | None, skip: int) -> Iterator[Row]:
     number = 0
     while True:
-        problem = ""
+        problem, first = "", reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            if reader.line_num > first:  # other rows may have gone with this one
+                raise InputError(f"line {first} is no CSV: {error}; is a quote never closed?") from None
             cells, problem = [], f"no CSV: {error}"
         if not cells and not problem:
             continue  # an empty line
@@ -176,18 +218,19 @@ def _csv_rows(reader: Any, lines: _Lines, key_at: int, time_at: int | None, skip
         if problem:
             yield Row(number=number, position=lines.position, problem=problem)
         else:
-            time = None if time_at is None else cells[time_at].strip() or None
-            yield _row(number, lines.position, cells[key_at], time)
+            published = None if time_at is None else cells[time_at].strip() or None
+            yield _row(number, lines.position, cells[key_at], published)
 
 
 def _check_column(column: str, columns: list[str]) -> None:
     if columns.count(column) != 1:
         found = "stands there twice" if column in columns else "is missing"
-        raise InputError(f"column {column!r} {found}; the columns are: {', '.join(columns)}")
+        shown = ", ".join(repr(name[:SHOWN_CHARACTERS]) for name in columns[:SHOWN_COLUMNS])
+        raise InputError(f"column {column!r} {found}; the columns are: {shown or 'none'}")
 
 
 def open_pipe(descriptor: int, stop: threading.Event) -> Input:
-    """The rows of a pipe: a key a line, or `key<TAB>ISO time`. Empty lines are no rows. Ends early once `stop` is set."""
+    """The rows of a pipe: a key a line, or `key<TAB>ISO time`; empty lines are none. Ends early once `stop` is set."""
     return Input(_pipe_rows(descriptor, stop), None)
 
 
@@ -198,23 +241,28 @@ def _pipe_rows(descriptor: int, stop: threading.Event) -> Iterator[Row | None]:
             yield None
             continue
         text = line.decode(errors="surrogateescape").rstrip("\r")
+        text = text if number else text.removeprefix("\ufeff")
         if not text.strip():
             continue
         number += 1
-        key, tab, time = text.rpartition("\t")
+        key, tab, published = text.rpartition("\t")
         if len(line) >= MAX_LINE:
-            yield Row(number=number, position=number, problem=f"the line has more than {MAX_LINE} bytes")
+            yield Row(number=number, position=number, problem=f"the line has {MAX_LINE} bytes or more")
         else:
-            yield _row(number, number, key, time.strip() or None) if tab else _row(number, number, text, None)
+            yield _row(number, number, key, published.strip() or None) if tab else _row(number, number, text, None)
 
 
 def _pipe_lines(descriptor: int, stop: threading.Event) -> Iterator[bytes | None]:
-    """Lines without their ends, of a long one the first `MAX_LINE` bytes; None where none comes for a moment."""
+    """Lines without their ends, of a long one the first `MAX_LINE` bytes; None every now and then."""
     # Not by a file's `readline`, which goes on waiting when a signal has set `stop`.
     rest = b""
+    let_go = time.monotonic()
     while not stop.is_set():
-        if not select.select([descriptor], [], [], IDLE_SECONDS)[0]:
+        ready, _, _ = select.select([descriptor], [], [], IDLE_SECONDS)
+        if not ready or time.monotonic() - let_go >= IDLE_SECONDS:
             yield None
+            let_go = time.monotonic()
+        if not ready:
             continue
         read = os.read(descriptor, READ_BYTES)
         if not read:
@@ -228,24 +276,23 @@ def _pipe_lines(descriptor: int, stop: threading.Event) -> Iterator[bytes | None
         yield rest
 
 
-def _row(number: int, position: int, key: str, time: Any) -> Row:
+def _row(number: int, position: int, key: str, published: str | int | None) -> Row:
     try:
-        return Row(number=number, position=position, key=key, published_at=microseconds(time))
+        return Row(number=number, position=position, key=key, published_at=microseconds(published))
     except ValueError as error:
         return Row(number=number, position=position, key=key, problem=str(error))
 
 
-def microseconds(time: str | date | int | None) -> int | None:
-    """A time as microseconds since 1970: an ISO 8601 text or a date, in UTC unless it says otherwise, or such a number.
+def microseconds(moment: str | int | None) -> int | None:
+    """A time as microseconds since 1970: such a number, or ISO 8601, in UTC unless it says otherwise.
 
     Raises:
         ValueError: a text of another form.
     """
-    if time is None or isinstance(time, int):
-        return time
+    if moment is None or isinstance(moment, int):
+        return moment
     try:
-        moment = datetime.fromisoformat(time if isinstance(time, str) else time.isoformat())
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return (moment - EPOCH) // MICROSECOND
+        parsed = datetime.fromisoformat(moment)
+        return ((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
     except (ValueError, OverflowError):
-        raise ValueError(f"no time in ISO 8601, as 2026-01-31T12:00:00Z: {time[:40]!r}") from None  # type: ignore[index]
+        raise ValueError(f"no time in ISO 8601, as 2026-01-31T12:00:00Z: {moment[:40]!r}") from None

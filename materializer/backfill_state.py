@@ -34,9 +34,7 @@ class Job:
     topic: str
 
     @classmethod
-    def of(
-        cls, path: Path, *, key_column: str, time_column: str | None, view: str, servers: str, topic: str
-    ) -> "Job":
+    def of(cls, path: Path, *, key_column: str, time_column: str | None, view: str, servers: str, topic: str) -> "Job":
         """The job as the file is now.
 
         Raises:
@@ -95,3 +93,11 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path)
+
+    def forget(self) -> None:
+        """The job is done: next time it begins at its first row.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self.path.unlink(missing_ok=True)

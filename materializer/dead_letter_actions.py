@@ -1,22 +1,18 @@
 """What a person does about dead letters: picks some, sends their requests again, removes old ones."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from feast import FeatureStore
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from feature_repo.failures import FailureMarks
-from feature_repo.views import request_topic
 from materializer.dead_letter import DeadLetter
 from materializer.failures import FLUSH_SECONDS, Producer
 from materializer.messages import EmbedRequest, MalformedMessage, Topics
-from materializer.process import BOOTSTRAP_MS, kafka_reached
 
 CHUNK = 500  # requests that wait for the broker at once: 25 MB of the longest keys
 
@@ -101,7 +97,8 @@ def count_by_view_and_reason(letters: Iterable[DeadLetter]) -> list[tuple[str, s
 def plan_retry(letters: Iterable[DeadLetter], topics: Topics) -> tuple[list[Retry], list[Refused]]:
     """What to send again for the letters, and which of them hold no request.
 
-    One request for all letters of a view and key: a key fails again and again, and the first one asked for is the event.
+    One request for all letters of a view and key: it may have failed again and again, and the time at which it was
+    first asked for is the event's.
     """
     found: dict[tuple[str, str], list[tuple[DeadLetter, EmbedRequest]]] = {}
     refused = []
@@ -221,48 +218,3 @@ def purge(admin: Any, plan: Purge) -> None:
     """
     if plan.before:
         admin.delete_records(plan.before)
-
-
-def topics_of(store: FeatureStore) -> tuple[str, Topics]:
-    """Bootstrap servers and topics of a feature store's requests.
-
-    Raises:
-        NothingApplied: nothing has been registered in this project.
-    """
-    servers, live = request_topic(store)
-    return servers, Topics(live=live)
-
-
-@contextmanager
-def topic_reader(servers: str) -> Iterator[KafkaConsumer]:
-    """A consumer without a group, which leaves no trace.
-
-    Raises:
-        KafkaUnavailable: Kafka does not answer, then or within the block.
-    """
-    with (
-        kafka_reached(servers),
-        closing(
-            KafkaConsumer(
-                bootstrap_servers=servers.split(","),
-                bootstrap_timeout_ms=BOOTSTRAP_MS,
-                enable_auto_commit=False,
-                allow_auto_create_topics=False,
-            )
-        ) as consumer,
-    ):
-        yield consumer
-
-
-@contextmanager
-def topic_admin(servers: str) -> Iterator[KafkaAdminClient]:
-    """An admin client.
-
-    Raises:
-        KafkaUnavailable: Kafka does not answer, then or within the block.
-    """
-    with (
-        kafka_reached(servers),
-        closing(KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin,
-    ):
-        yield admin
