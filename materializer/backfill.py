@@ -139,8 +139,8 @@ class Backfill:
         """Sends until the rows end or `stop` is set; all that is counted as sent is acknowledged when this returns.
 
         Raises:
-            BackfillStopped: Kafka or the online store did not answer, or `save` failed. What was acknowledged up to then
-                has been saved.
+            BackfillStopped: Kafka or the online store did not answer, or `save` failed. What was acknowledged by
+                then has been saved.
             InputError: a part of the input cannot be read; likewise.
         """
         done = 0

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BATCH_ROWS = 4096  # of parquet: 32 MB of the longest keys
-MAX_LINE = 1 << 20  # characters of a line of CSV, bytes of a line of a pipe; a key has 8 KiB at most
+MAX_LINE = 1 << 20  # bytes; a key has 8 KiB at most
 READ_BYTES = 1 << 16
 IDLE_SECONDS = 0.2  # how soon a pipe lets go that gives little: to send what has come, and to be stopped
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
