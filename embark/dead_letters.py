@@ -157,7 +157,7 @@ def retry(
         }
         click.echo(json.dumps(told, indent=2))
     else:
-        out.print(f"{count} sent again" + (f", {len(refused)} letters hold none" if refused else ""))
+        out.print(f"{count} sent again" + (f"; {len(refused)} letters without a request left out" if refused else ""))
     if positions and refused:
         raise click.exceptions.Exit(1)
 
