@@ -80,6 +80,8 @@ def backfill(
     A run of a file that was stopped goes on where it stood, if file and options are the same; after one that came to
     the end, the next begins anew. Exits with 130 if it was stopped by Ctrl-C or SIGTERM.
     """
+    import kafka  # noqa: F401 - before Feast, which from then on shows the deprecation warnings of every library
+
     from embark.parts import stopped_by_signals
     from embark.repo import open_store
     from feature_repo.directory import UnknownView

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import logging
 import signal
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from embark.backfill import backfill
-from embark.console import AS_JSON, err, one_line_errors, out
+from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
 from embark.packages import ShadowedPackage, check_packages
 from embark.settings import Settings
@@ -304,14 +302,6 @@ def overridden(settings: Settings, options: dict[str, object]) -> Settings:
     changed = Settings.model_validate(settings.model_dump() | {name: v for name, v in options.items() if v})
     start_logging(changed)
     return changed
-
-
-def start_logging(settings: Settings) -> None:
-    """Logs of a server go to standard error, a line an event."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast shows those of every library
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("cassandra", "kafka", "feast"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 # ── look-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,8 @@
-"""What all commands share: where they print, and how they tell of what a user can mend."""
+"""What all commands share: where they print and log, and how they tell of what a user can mend."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
+
+from embark.settings import Settings
 
 WIDE = 240  # characters: what is read by a program, or kept in a file, is not folded
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
@@ -62,3 +66,11 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise click.exceptions.Exit(1) from None
 
     return run
+
+
+def start_logging(settings: Settings) -> None:
+    """Logs of a server go to standard error, a line an event."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast shows those of every library
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("cassandra", "kafka", "feast"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -31,6 +31,7 @@ def dead_letters() -> None:
     embark dead-letters retry --reason Timeout
     embark dead-letters purge --before 2026-11-01
     """
+    import kafka  # noqa: F401 - before Feast, which from then on shows the deprecation warnings of every library
 
 
 @dead_letters.command("list")
