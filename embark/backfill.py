@@ -216,21 +216,15 @@ class Run:
             }
             click.echo(json.dumps(told | counts, indent=2))
             return
-        out.print(f"{in_short(self.tally, dry=self.dry)} {self.topic}", markup=False)
+        out.print(
+            f"{self.tally.read} read: {self.tally.archived} archived before, {self.tally.duplicates} duplicates,"
+            f" {self.tally.refused} refused, {self.tally.sent} {'would be ' if self.dry else ''}sent to {self.topic}",
+            markup=False,
+        )
         for example in self.tally.examples:
             out.print(f"  row {example.row}: {example.key!r}: {printable(example.why)}", markup=False)
         if len(self.tally.examples) < self.tally.refused:
             out.print(f"  and {self.tally.refused - len(self.tally.examples)} more")
-        if self.stopped:
-            err.print(f"stopped after row {self.resumed_after + self.tally.read}")
-
-
-def in_short(tally: "Tally", *, dry: bool) -> str:
-    """The counts on a line, which ends with those that were sent."""
-    return (
-        f"{tally.read} read: {tally.archived} archived before, {tally.duplicates} duplicates,"
-        f" {tally.refused} refused, {tally.sent} {'would be ' if dry else ''}sent to"
-    )
 
 
 def send(
@@ -258,7 +252,7 @@ def send(
     from materializer.backfill import Backfill, BackfillStopped
     from materializer.clock import SystemClock
 
-    with Progress(*COLUMNS, console=err, transient=True) as progress:
+    with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(escape(spec.view), total=source.given.size, counts="")
         work = Backfill(
             spec=spec,
@@ -277,6 +271,9 @@ def send(
         work.run(source.given.rows)
     run.stopped = stop.is_set()
     run.complete = not run.stopped
+    if run.stopped:
+        goes_on = ": the same command goes on from there" if source.state and producer else ""
+        err.print(f"stopped after row {source.skipped + run.tally.read}{goes_on}")
     if run.complete and source.state is not None and producer is not None:
         try:
             source.state.forget()

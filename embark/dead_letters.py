@@ -140,7 +140,7 @@ def retry(
         with kafka_reached(servers):
             producer = open_producer(servers)
         try:
-            with Progress(*COLUMNS, console=err, transient=True) as progress:
+            with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
                 task = progress.add_task("sending again", total=len(retries), visible=len(retries) >= MANY)
                 send_again(
                     retries,

@@ -132,7 +132,9 @@ def test_a_stopped_run_of_a_file_goes_on_where_it_stood(office: Office, capsys: 
     assert (done.resumed_after, done.stopped, done.complete) == (3, False, True)
     assert done.tally is not None
     assert done.tally.read == 3
-    assert "goes on after row 3" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "stopped after row 3: the same command goes on from there\n" in told
+    assert "goes on after row 3, where an earlier run stopped" in told
 
 
 def test_a_file_that_was_done_is_gone_over_again_for_what_is_not_archived(office: Office) -> None:
@@ -148,7 +150,7 @@ def test_a_restart_begins_at_the_first_row(office: Office, capsys: pytest.Captur
     interrupt(office)
     office.run(restart=True)
     assert office.keys == ["k0", "k1", "k2", *(f"k{number}" for number in range(6))]
-    assert "goes on" not in capsys.readouterr().err
+    assert "where an earlier run stopped" not in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_is_left_and_forgets_nothing(office: Office) -> None:
