@@ -15,14 +15,13 @@ from click.testing import CliRunner, Result
 from feast import FeatureStore
 from kafka import KafkaConsumer, TopicPartition
 
+from embark import repo
 from embark.cli import cli
-from embark.repo import open_store
 from embark.settings import Settings
 from encoders.client import Outcome
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Embeddings
 from feature_repo.online_rows import FeastOnlineRows
-from feature_repo.session import connect
 from feature_repo.views import encoder_specs
 from materializer.messages import EmbedRequest
 from materializer.process import open_producer, run_worker, topics_of
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.servers
 
 VIEW = "text_lstm__v1"
 NOON = 1_767_268_800_000_000  # µs since 1970: 2026-01-01 12:00 UTC
-KEYS = [f"key {number}" for number in range(400)]
+KEYS = [f"key {number}" for number in range(200)]
 BROKEN = [f"broken {number}" for number in range(3)]
 GONE = Outcome(reason="NotFound", detail="404")
 
@@ -41,8 +40,8 @@ GONE = Outcome(reason="NotFound", detail="404")
 class Shop:
     """One project on the servers, the `embark` command for it, and a worker when it is wanted."""
 
-    def __init__(self, repo: Path, folder: Path) -> None:
-        self.settings = Settings(repo=repo, state=folder / "state")
+    def __init__(self, repo_folder: Path, folder: Path) -> None:
+        self.settings = Settings(repo=repo_folder, state=folder / "state")
         self.environment = self.settings.as_environment()
         self.stores: list[FeatureStore] = []
         self.store = self.open_store()
@@ -52,7 +51,7 @@ class Shop:
         self.retina = ScriptedRetina({VIEW: self.spec})
 
     def open_store(self) -> FeatureStore:
-        self.stores.append(open_store(self.settings.repo))
+        self.stores.append(FeatureStore(repo_path=str(self.settings.repo)))
         return self.stores[-1]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -96,11 +95,14 @@ class Shop:
 
 
 @pytest.fixture
-def shop(feature_repo_dir: Path, tmp_path: Path) -> Iterator[Shop]:
+def shop(feature_repo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     made = Shop(feature_repo_dir, tmp_path)
+    # A command's connection ends with its process, which here is the tests'.
+    monkeypatch.setattr(repo, "open_store", lambda _: made.open_store())
     yield made
     for store in made.stores:
-        connect(store).cluster.shutdown()
+        if cluster := store._get_provider().online_store._cluster:
+            cluster.shutdown()
 
 
 def finished(process: subprocess.Popen[str], status: int, given: str | None = None) -> tuple[Any, str]:
@@ -120,7 +122,7 @@ def test_a_backfill_that_is_interrupted_goes_on_and_all_of_it_is_embedded(shop: 
     assert (dry["read"], dry["sent"], shop.count(shop.topics.bulk)) == (len(KEYS), len(KEYS), 0)
 
     # Ctrl-C: what was sent is counted and remembered
-    process = shop.start(*command, "--json", "--rate", "100")
+    process = shop.start(*command, "--json", "--rate", "50")
     wait_until(lambda: shop.count(shop.topics.bulk) > 20 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     first, errors = finished(process, 130)
