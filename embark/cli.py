@@ -2,32 +2,24 @@
 
 import contextlib
 import json
-import logging
 import signal
 import sys
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 
+from embark.backfill import backfill
+from embark.console import AS_JSON, err, one_line_errors, out, start_logging
+from embark.dead_letters import dead_letters
 from embark.packages import ShadowedPackage, check_packages
 from embark.settings import Settings
 
 if TYPE_CHECKING:
     from embark.servers import ServerStatus
-
-WIDE = 240  # characters: what is read by a program, or kept in a file, is not folded
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDE)
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def main() -> None:
@@ -52,47 +44,6 @@ def main() -> None:
         sys.exit(1)
 
 
-# What a user can mend, by module: one that was not imported cannot have raised.
-EXPECTED_ERRORS = {
-    "embark.child_process": "ProcessDied",
-    "embark.photographs": "PortTaken",
-    "embark.repo": "RepoError",
-    "embark.servers": "ServersError",
-    "encoders.spec": "SpecError",
-    "feature_repo.session": "StoreUnavailable",
-    "feature_repo.views": "NothingApplied",
-    "materializer.process": "KafkaUnavailable",
-    "serving.client": "ClientError",
-}
-
-
-def is_expected(error: Exception) -> bool:
-    """Whether one line says enough about an error."""
-    return any(
-        isinstance(error, getattr(sys.modules[module], name))
-        for module, name in EXPECTED_ERRORS.items()
-        if module in sys.modules
-    )
-
-
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Prints expected errors as one line and exits with 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except click.ClickException:
-            raise
-        except Exception as error:
-            if not is_expected(error):
-                raise
-            err.print(f"[red]error:[/] {escape(str(error))}")
-            raise click.exceptions.Exit(1) from None
-
-    return run
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="embark")
 @click.pass_context
@@ -105,6 +56,7 @@ def cli(context: click.Context) -> None:
     Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
+    Ask in advance:    embark backfill --view VIEW --from FILE
     Keep house:        embark tables | compact | dead-letters
     """
     context.obj = Settings()
@@ -352,14 +304,6 @@ def overridden(settings: Settings, options: dict[str, object]) -> Settings:
     return changed
 
 
-def start_logging(settings: Settings) -> None:
-    """Logs of a server go to standard error, a line an event."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast shows those of every library
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("cassandra", "kafka", "feast"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
 # ── look-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -391,23 +335,8 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
         raise click.exceptions.Exit(1)
 
 
-@cli.command("dead-letters")
-@AS_JSON
-@click.pass_obj
-@one_line_errors
-def dead_letters(settings: Settings, as_json: bool) -> None:
-    """List the requests that were given up, and why."""
-    from embark.repo import open_store
-    from materializer.process import dead_letters as read
-
-    letters = read(open_store(settings.repo))
-    if as_json:
-        shown = [asdict(letter) | {"value": letter.value.decode(errors="backslashreplace")} for letter in letters]
-        click.echo(json.dumps(shown, indent=2))
-        return
-    for letter in letters:
-        out.print(f"{letter.reason}: {letter.detail}\n  {letter.view} {letter.key[:200]!r}", markup=False)
-    err.print(f"{len(letters)} dead letters")
+cli.add_command(backfill)
+cli.add_command(dead_letters)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────

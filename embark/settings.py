@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EMBARK_", toml_file=SETTINGS_FILE, extra="forbid", frozen=True)
 
     repo: Path = Field(Path("feature_repo"), description="folder of feature_store.yaml")
-    state: Path = Field(Path(".embark"), description="where `embark up` keeps data, logs and process ids")
+    state: Path = Field(Path(".embark"), description="of `embark up`: data, logs, process ids; where backfills stopped")
     kafka_port: int = Field(9092, ge=1, le=65535, description="port of the local Kafka")
     cassandra_port: int = Field(9042, ge=1, le=65535, description="port of the local Cassandra")
     keyspace: str = Field("embark", pattern=r"^[a-z][a-z0-9_]{0,47}\z", description="keyspace that `embark up` creates")

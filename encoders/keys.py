@@ -32,13 +32,14 @@ def canonical_key(spec: EncoderSpec, key: str) -> str:
         raise KeyRefused("the key holds a NUL character")
     if len(key) > 4 * MAX_KEY_BYTES:  # before any work on a stranger's string
         raise KeyRefused(f"the key is longer than {MAX_KEY_BYTES} bytes of UTF-8")
+    try:
+        key.encode()  # first: what takes a URL apart does not say whose fault it is
+    except UnicodeEncodeError:
+        raise KeyRefused("the key holds a lone surrogate: it is no valid Unicode text") from None
     canonical = (
         _canonical_url(spec, key.strip()) if spec.modality == "image" else unicodedata.normalize("NFC", key.strip())
     )
-    try:
-        size = len(canonical.encode())
-    except UnicodeEncodeError:
-        raise KeyRefused("the key holds a lone surrogate: it is no valid Unicode text") from None
+    size = len(canonical.encode())
     if size > MAX_KEY_BYTES:
         raise KeyRefused(f"the key has {size} bytes of UTF-8, {MAX_KEY_BYTES} are allowed")
     return canonical

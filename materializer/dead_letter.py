@@ -63,6 +63,11 @@ class DeadLetter:
         )
 
     @property
+    def position(self) -> str:
+        """`TOPIC:PARTITION:OFFSET` where KFC read it: what names a letter, also where it was written twice."""
+        return f"{self.topic}:{self.partition}:{self.offset}"
+
+    @property
     def headers(self) -> list[tuple[str, bytes]]:
         """All but the value, as headers of the message."""
         # A detail may quote half of a surrogate pair, which has no UTF-8.

@@ -61,8 +61,7 @@ def run_worker(
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
         NothingApplied: nothing has been registered yet.
     """
-    servers, live = request_topic(store)
-    topics = Topics(live=live)
+    servers, topics = topics_of(store)
     rows = FeastOnlineRows(store)
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
     create_topics(servers, topics)
@@ -93,10 +92,7 @@ def create_topics(servers: str, topics: Topics) -> None:
     Raises:
         KafkaUnavailable: Kafka does not answer.
     """
-    with (
-        kafka_reached(servers),
-        closing(KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin,
-    ):
+    with topic_admin(servers) as admin:
         brokers = len(admin.describe_cluster()["brokers"])
         ensure_topics(admin, topics, replication=min(brokers, 3))
 
@@ -122,7 +118,7 @@ def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
 
 
 def open_producer(servers: str) -> KafkaProducer:
-    """The producer of retries and dead letters: acknowledged by all replicas, written once."""
+    """The producer of retries, dead letters and backfills: acknowledged by all replicas, written once."""
     return KafkaProducer(
         bootstrap_servers=servers.split(","),
         bootstrap_timeout_ms=BOOTSTRAP_MS,
@@ -144,7 +140,28 @@ def dead_letters(store: FeatureStore) -> list[DeadLetter]:
     Raises:
         KafkaUnavailable: Kafka does not answer.
     """
+    servers, topics = topics_of(store)
+    with topic_reader(servers) as consumer:
+        return read_dead_letters(consumer, topics)
+
+
+def topics_of(store: FeatureStore) -> tuple[str, Topics]:
+    """Bootstrap servers and topics of a feature store's requests.
+
+    Raises:
+        NothingApplied: nothing has been registered in this project.
+    """
     servers, live = request_topic(store)
+    return servers, Topics(live=live)
+
+
+@contextmanager
+def topic_reader(servers: str) -> Iterator[KafkaConsumer]:
+    """A consumer without a group, which leaves no trace.
+
+    Raises:
+        KafkaUnavailable: Kafka does not answer, then or within the block.
+    """
     with (
         kafka_reached(servers),
         closing(
@@ -156,7 +173,21 @@ def dead_letters(store: FeatureStore) -> list[DeadLetter]:
             )
         ) as consumer,
     ):
-        return read_dead_letters(consumer, Topics(live=live))
+        yield consumer
+
+
+@contextmanager
+def topic_admin(servers: str) -> Iterator[KafkaAdminClient]:
+    """An admin client.
+
+    Raises:
+        KafkaUnavailable: Kafka does not answer, then or within the block.
+    """
+    with (
+        kafka_reached(servers),
+        closing(KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_MS)) as admin,
+    ):
+        yield admin
 
 
 @contextmanager

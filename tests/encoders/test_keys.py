@@ -34,6 +34,13 @@ def test_urls_of_one_resource_have_one_key(written: str, canonical: str) -> None
     assert canonical_key(IMAGE, written) == canonical
 
 
+@pytest.mark.parametrize("spec", [IMAGE, TEXT])
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(spec: EncoderSpec) -> None:
+    for key in ("http://a.example/\udc80", "http://\udc80.example/", "http://a.example/?q=\udc80"):
+        with pytest.raises(KeyRefused, match="surrogate"):
+            canonical_key(spec, key)
+
+
 def test_signatures_that_a_view_drops_do_not_make_an_input_new() -> None:
     assert canonical_key(SIGNED, "http://a.example/x?w=1&sig=abc&v=%20") == "http://a.example/x?w=1&v=%20"
     assert canonical_key(IMAGE, "http://a.example/x?w=1&sig=abc") == "http://a.example/x?w=1&sig=abc"

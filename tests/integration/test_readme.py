@@ -95,7 +95,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.servers
 @pytest.mark.timeout(600)
 def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str]) -> None:
-    starts, retina, materialize, serve, photographs, lookups, failures = STEPS
+    starts, retina, materialize, serve, photographs, lookups, failures, in_advance = STEPS
     up, apply = starts.strip().splitlines()
     port = free_port()
     run(up, tmp_path, environment)
@@ -129,6 +129,12 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
         assert run(letters, tmp_path, environment).startswith("NotFound: the server answers 404\n")
         (letter,) = json.loads(run(letters + " --json", tmp_path, environment))
         assert letter["key"] == f"http://127.0.0.1:{port}/missing.jpg"
+
+        # in advance: one is archived by now, the other was never looked up before it is a hit
+        coffee = f"http://127.0.0.1:{port}/photographs/coffee.jpg"
+        (tmp_path / "items.csv").write_text(f"url\n{coffee}\n{coffee.replace('coffee', 'astronaut')}\n")
+        assert "1 archived before, 0 duplicates, 0 refused, 1 sent" in run(in_advance, tmp_path, environment)
+        assert run(second.replace("astronaut", "coffee"), tmp_path, environment).splitlines()[1].startswith("HIT")
 
         # one more encoder, while all of it runs
         catalog = tmp_path / "feature_repo" / "catalog.py"
