@@ -24,8 +24,9 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from pydantic import NonNegativeFloat, PositiveInt, StrictStr
 
+from feature_repo.offline.columns import Columns, part_schema
 from feature_repo.offline.folder import write_part
-from feature_repo.offline.parts import Columns, append, ensure_schema, folder_of, is_history, part_schema, read_schema
+from feature_repo.offline.parts import append, ensure_schema, folder_of, is_history, read_schema
 from feature_repo.offline.pulls import pull_all, pull_latest
 from feature_repo.offline.retrieval import historical_features
 
@@ -89,7 +90,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             named = table.rename_columns([columns.named(name) for name in table.column_names])
             schema = part_schema(feature_view)
             if ours:
-                ensure_schema(folder, schema)
+                schema = ensure_schema(folder, schema)
             try:
                 append(folder, schema, columns.event, named)
             except ValueError as error:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from feature_repo.offline.columns import TIME
 from feature_repo.offline.folder import Folder
 from feature_repo.offline.gather import take
-from feature_repo.offline.parts import TIME, current, within
+from feature_repo.offline.parts import current, within
 
 READERS = 4  # parts read at once: enough to hide the latency of an object store
 FRAGMENT = "__fragment_index"  # pyarrow's name for the number of a row's file

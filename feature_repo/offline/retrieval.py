@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
+from feature_repo.offline.columns import TIME, Columns
 from feature_repo.offline.gather import key_codes, take
 from feature_repo.offline.history import History, PartsHistory, TableHistory
-from feature_repo.offline.parts import TIE, TIME, Columns, folder_of, is_history, part_schema
+from feature_repo.offline.parts import TIE, folder_of, history_schema, is_history
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
 
 ATTEMPTS = 3  # a part that went away while it was read was compacted: its rows are in another one
@@ -234,7 +235,7 @@ def open_history(
     """A view's history and its columns; read through stock Feast where its source is no folder of parts."""
     folder = folder_of(view.batch_source)
     if folder is not None and is_history(folder):
-        schema = part_schema(view)
+        schema = history_schema(folder, view)
         return PartsHistory(folder, schema, earliest=earliest, latest=latest), schema
     table = _read_data_source(view.batch_source, str(config.repo_path)).to_pyarrow()
     columns = Columns.of(view.batch_source)
