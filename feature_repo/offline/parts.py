@@ -37,7 +37,8 @@ def folder_of(source: DataSource | None) -> Folder | None:
         return None
     if source.path.endswith(".parquet") or any(c in source.path for c in "*?["):
         return None
-    return Folder.at(source.path, source.s3_endpoint_override)
+    credentials = source.resolve_credentials() if source.path.startswith("s3://") else None
+    return Folder.at(source.path, s3_endpoint=source.s3_endpoint_override, credentials=credentials)
 
 
 def ensure_schema(folder: Folder, schema: pa.Schema) -> pa.Schema:
