@@ -101,9 +101,13 @@ def at(minutes: int | None) -> datetime | None:
     return None if minutes is None else NOON + timedelta(minutes=minutes)
 
 
-def push(store: FeatureStore, view: FeatureView, rows: Sequence[Row]) -> None:
-    """Appends the rows as one part."""
-    EmbeddingOfflineStore.offline_write_batch(store.config, view, table_of(view, rows), None)
+def push(store: FeatureStore, view: FeatureView, rows: Sequence[Row], *, zone: str | None = "UTC") -> None:
+    """Appends the rows as one part; their times told in that zone, or in UTC without saying so."""
+    table = table_of(view, rows)
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_timestamp(table.schema.field(name).type):
+            table = table.set_column(place, name, table[name].cast(pa.timestamp("us", tz=zone)))
+    EmbeddingOfflineStore.offline_write_batch(store.config, view, table, None)
 
 
 def apply(store: FeatureStore, *views: tuple[list[Entity], FeatureView]) -> None:
