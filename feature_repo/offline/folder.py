@@ -128,7 +128,7 @@ class Folder:
 
 def write_part(path: Path, table: pa.Table) -> None:
     """Writes `table` to a local `path` so that it is there whole or not at all, whatever crashes when."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     # A leading dot and another suffix: no reader of the folder takes the temporary file for a part.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -163,6 +163,13 @@ def _write_parquet(table: pa.Table, file: Any) -> None:
         use_byte_stream_split=floats or False,
         row_group_size=rows,
     )
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """History on object stores: on an S3 of its own, moto's, which answers over HTTP, and on whatever fsspec knows."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import boto3
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView
 from feast.credentials import ConnectionRef
@@ -89,6 +91,14 @@ def test_a_push_is_one_object_put_whole(made: tuple[FeatureStore, FeatureView], 
     etags = objects(s3, tmp_path)
     assert len(etags) == 4
     assert not any("-" in etag for etag in etags.values())  # a dash: uploaded in pieces
+
+
+def test_a_large_part_is_uploaded_in_pieces_and_read_whole(s3: S3, tmp_path: Path) -> None:
+    table = pa.table({"bytes": [os.urandom(1 << 20) for _ in range(12)]})
+    folder = Folder.at(f"s3://{BUCKET}/{tmp_path.name}/items", s3_endpoint=s3.endpoint)
+    folder.write("large.parquet", table)
+    assert "-" in objects(s3, tmp_path)["large.parquet"]
+    assert pq.read_table(folder.file("large.parquet"), filesystem=folder.filesystem).equals(table)
 
 
 def test_the_join_finds_on_s3_what_it_finds_on_a_disk(
