@@ -150,7 +150,7 @@ def historical_features(
     config: RepoConfig,
     feature_views: Sequence[FeatureView],
     feature_refs: Sequence[str],
-    entity_df: pd.DataFrame | str,
+    entity_df: pd.DataFrame,
     registry: BaseRegistry,
     project: str,
     full_feature_names: bool,
@@ -158,15 +158,11 @@ def historical_features(
 ) -> HistoricalJob:
     """The features that stood for each entity row at its time, in the order of the rows.
 
-    Args:
-        entity_df: a frame, or a query that DuckDB answers.
-
     Raises:
         ValueError: an entity column is missing.
     """
-    frame = _queried(entity_df) if isinstance(entity_df, str) else entity_df
-    time = infer_event_timestamp_from_entity_df(dict(frame.dtypes))
-    entities, moments = _entities(frame, time)
+    time = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+    entities, moments = _entities(entity_df, time)
     asked = [Asked.of(view, feature_refs, full_feature_names) for view in feature_views]
     missing = sorted({key for each in asked for key in each.keys} - set(entities.column_names))
     if missing:
@@ -251,7 +247,8 @@ def micros(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return numbers
 
 
-def _queried(query: str) -> pd.DataFrame:
+def queried(query: str) -> pd.DataFrame:
+    """The rows that DuckDB answers."""
     with duckdb.connect() as connection:
         frame: pd.DataFrame = connection.sql(query).to_arrow_table().to_pandas()
         return frame

@@ -44,12 +44,6 @@ def test_a_known_test_that_is_skipped_was_skipped() -> None:
     assert result.verdict == "skipped"
 
 
-def test_a_test_that_is_known_to_be_skipped_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KNOWN, "plugin", {"test_known": Known("no table", "why", outcome="skipped")})
-    skipped, failed = (f'{{"test_known": {{"outcome": "{o}", "why": "no table"}}}}' for o in ("skipped", "failed"))
-    assert [read_results("plugin", "parts", w)[0].verdict for w in (skipped, failed)] == ["known", "failed"]
-
-
 def test_what_is_known_of_a_test_holds_for_all_its_parameters() -> None:
     (result,) = read_results("stock", "sqlite", '{"test_known[int32]": {"outcome": "failed", "why": "no async"}}')
     assert result.verdict == "known"

@@ -24,11 +24,16 @@ from tests.universal.feature_repos.universal.data_sources.file import FileDataSo
 class Stock(FileDataSourceCreator):
     """Feast's duckdb store on single files."""
 
+    def create_data_source(self, *args: Any, **kwargs: Any) -> FileSource:
+        source = super().create_data_source(*args, **kwargs)
+        source.table = f"'{source.path}'"  # what a query of Feast's tests selects from: DuckDB reads it so
+        return source
+
     def create_offline_store_config(self) -> Any:
         return DuckDBOfflineStoreConfig()
 
 
-class Files(FileDataSourceCreator):
+class Files(Stock):
     """Ours on single files, which it leaves to stock Feast."""
 
     def create_offline_store_config(self) -> Any:
@@ -54,13 +59,15 @@ class Parts(Files):
         third = -(-table.num_rows // 3)
         for i in range(3):
             folder.write(f"part-{i}.parquet", table.slice(i * third, third))
-        return FileSource(
+        source = FileSource(
             file_format=ParquetFormat(),
             path=path,
             timestamp_field=timestamp_field,
             created_timestamp_column=created_timestamp_column,
             field_mapping=field_mapping or {"ts_1": "ts"},
         )
+        source.table = f"'{path}/*.parquet'"
+        return source
 
 
 SOURCES = {("stock", "files"): Stock, ("plugin", "files"): Files, ("plugin", "parts"): Parts}

@@ -262,6 +262,8 @@ def test_views_of_parts_and_of_one_file_are_joined_together(
     pd.testing.assert_frame_equal(ours, theirs)
     alone = store.get_historical_features(asked(), ["prices:price"]).to_df()
     assert alone["price"].notna().sum() == ours["price"].notna().sum() > 0
+    query = "SELECT 'k1' AS item, TIMESTAMPTZ '2026-01-02 00:00:00+00' AS event_timestamp"
+    assert store.get_historical_features(query, ["prices:price"]).to_df()["price"].tolist() == [3]
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental feature:RuntimeWarning")
