@@ -134,6 +134,13 @@ def test_positions_are_those_of_a_slow_reading(
         assert (None if position == NOTHING else int(position)) in allowed
 
 
+def test_of_one_event_time_the_row_created_last_stands_then_the_greatest_tie_breaker() -> None:
+    key, event = np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64)
+    rows = Rows(key, event, created=np.array([5, 4, 5, 5]), tie=np.array([1, 9, 3, 2]))
+    assert rows_at(rows, np.array([0]), np.array([7])).tolist() == [2]
+    assert rows_at(rows, np.array([0]), np.array([4]), as_served=True).tolist() == [1]
+
+
 @pytest.fixture
 def stores(tmp_path: Path) -> tuple[FeatureStore, FeatureStore, FeatureView]:
     """Ours and stock duckdb over one registry and one folder of parts: 60 keys, 900 rows in 6 parts."""
