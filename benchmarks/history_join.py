@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from feature_repo.offline.columns import part_schema
 from feature_repo.offline.folder import Folder
-from feature_repo.offline.parts import append, ensure_schema, part_schema
+from feature_repo.offline.parts import append, ensure_schema
 
 DIM = 512
 ITEMS = 10_000

@@ -40,8 +40,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from feature_repo.offline.columns import part_schema
 from feature_repo.offline.folder import Folder
-from feature_repo.offline.parts import append, part_schema
+from feature_repo.offline.parts import append
 from feature_repo.offline_store import ensure_readable, parts_folder
 
 DIM = 512

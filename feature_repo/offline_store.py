@@ -24,10 +24,11 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from pydantic import NonNegativeFloat, PositiveInt, StrictStr
 
+from feature_repo.offline.columns import Columns, part_schema
 from feature_repo.offline.folder import write_part
-from feature_repo.offline.parts import Columns, append, ensure_schema, folder_of, is_history, part_schema, read_schema
+from feature_repo.offline.parts import append, ensure_schema, folder_of, is_history, read_schema
 from feature_repo.offline.pulls import pull_all, pull_latest
-from feature_repo.offline.retrieval import historical_features
+from feature_repo.offline.retrieval import historical_features, queried
 
 __all__ = [
     "EmbeddingOfflineStore",
@@ -89,7 +90,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             named = table.rename_columns([columns.named(name) for name in table.column_names])
             schema = part_schema(feature_view)
             if ours:
-                ensure_schema(folder, schema)
+                schema = ensure_schema(folder, schema)
             try:
                 append(folder, schema, columns.event, named)
             except ValueError as error:
@@ -119,6 +120,8 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             ValueError: an entity column is missing.
         """
         ours = [view for view in feature_views if _is_parts(view.batch_source)]
+        if isinstance(entity_df, str):
+            entity_df = queried(entity_df)
         if not ours or entity_df is None or kwargs:
             if filter_by_created_timestamp:
                 kwargs["filter_by_created_timestamp"] = True

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore, FeatureView
 
+from feature_repo.offline.columns import Columns
 from feature_repo.offline.folder import Entry, Folder
 from feature_repo.offline.gather import take
 from feature_repo.offline.parts import (
@@ -33,11 +34,10 @@ from feature_repo.offline.parts import (
     REPLACES,
     SCHEMA_PART,
     TIE,
-    Columns,
     folder_of,
+    history_schema,
     is_history,
     part_name,
-    part_schema,
     replaced_by,
 )
 
@@ -120,7 +120,7 @@ def compact(
     folder = folder_of(feature_view.batch_source)
     if folder is None:
         raise ValueError(f"the history of {feature_view.name!r} is not kept in parts")
-    schema, columns = part_schema(feature_view), Columns.of(feature_view.batch_source)
+    schema, columns = history_schema(folder, feature_view), Columns.of(feature_view.batch_source)
     keys = [n for n in schema.names if n in {columns.named(c.name) for c in feature_view.entity_columns}]
     order = [name for name in (*keys, columns.event, columns.created, TIE) if name in schema.names]
     done = Compacted(view=feature_view.name)

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FileSource
 from pyarrow import fs
+
+from feature_repo.offline.filesystems import open_filesystem, put
 
 ROW_GROUP_BYTES = 8 << 20  # of values: small enough to skip what a join does not want, large enough to read at speed
 
@@ -40,23 +41,10 @@ class Folder:
     local: bool
 
     @staticmethod
-    def at(path: str, s3_endpoint_override: str | None = None) -> "Folder":
-        """The folder at a local path or at a URI that pyarrow or fsspec knows (`s3://`, `gs://`, `memory://`, …)."""
-        if "://" not in path:
-            return Folder(fs.LocalFileSystem(), str(Path(path)), True)
-        if path.startswith("file://"):
-            return Folder(fs.LocalFileSystem(), path.removeprefix("file://"), True)
-        if path.startswith("s3://"):  # as Feast opens it
-            filesystem, inner = FileSource.create_filesystem_and_path(path, s3_endpoint_override or "")
-            return Folder(filesystem, inner.rstrip("/"), False)
-        try:
-            filesystem, inner = fs.FileSystem.from_uri(path)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            import fsspec  # type: ignore[import-untyped]  # only where it is needed: it is slow to start
-
-            known, inner = fsspec.core.url_to_fs(path)
-            filesystem = fs.PyFileSystem(fs.FSSpecHandler(known))
-        return Folder(filesystem, inner.rstrip("/"), False)
+    def at(path: str, *, s3_endpoint: str | None = None, credentials: Mapping[str, str] | None = None) -> "Folder":
+        """The folder at a local path or a URI; see `open_filesystem`."""
+        filesystem, inner = open_filesystem(path, s3_endpoint=s3_endpoint, credentials=credentials)
+        return Folder(filesystem, inner, isinstance(filesystem, fs.LocalFileSystem))
 
     def file(self, name: str) -> str:
         """The path of a file in `filesystem`."""
@@ -111,8 +99,7 @@ class Folder:
         # One put: an object store shows an object when it is complete, and drops an upload that was cut off.
         buffer = pa.BufferOutputStream()
         _write_parquet(table, buffer)
-        with self.filesystem.open_output_stream(self.file(name)) as stream:
-            stream.write(buffer.getvalue())
+        put(self.filesystem, self.file(name), buffer.getvalue())
 
     @contextmanager
     def locked(self, name: str) -> Iterator[bool]:
@@ -141,7 +128,7 @@ class Folder:
 
 def write_part(path: Path, table: pa.Table) -> None:
     """Writes `table` to a local `path` so that it is there whole or not at all, whatever crashes when."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     # A leading dot and another suffix: no reader of the folder takes the temporary file for a part.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -176,6 +163,13 @@ def _write_parquet(table: pa.Table, file: Any) -> None:
         use_byte_stream_split=floats or False,
         row_group_size=rows,
     )
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

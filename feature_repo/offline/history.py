@@ -3,8 +3,9 @@
 A row's position is its place in the parts in order of their names: it moves through joins in the place of a vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Protocol
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from feature_repo.offline.columns import TIME
 from feature_repo.offline.folder import Folder
 from feature_repo.offline.gather import take
-from feature_repo.offline.parts import TIME, current, within
+from feature_repo.offline.parts import current, within
 
 READERS = 4  # parts read at once: enough to hide the latency of an object store
 FRAGMENT = "__fragment_index"  # pyarrow's name for the number of a row's file
@@ -47,16 +49,18 @@ class PartsHistory:
     def __init__(
         self, folder: Folder, schema: pa.Schema, *, earliest: date | None = None, latest: date | None = None
     ) -> None:
-        names = [n for n in current(folder, folder.names()) if within(n, earliest, latest)]
+        self._folder = folder
+        self._names = [n for n in current(folder, folder.names()) if within(n, earliest, latest)]
         self._schema = schema
         self._format = ds.ParquetFileFormat()
-        self._fragments = [self._format.make_fragment(folder.file(n), folder.filesystem) for n in names]
+        self._fragments = [self._format.make_fragment(folder.file(n), folder.filesystem) for n in self._names]
         self._starts = np.zeros(1, dtype=np.int64)  # (parts + 1,) position of each part's first row
 
     def index(self, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
         names = list(dict.fromkeys([*columns, *times]))
         dataset = ds.FileSystemDataset(self._fragments, self._schema, self._format)
-        table = dataset.scanner(columns=[*names, FRAGMENT]).to_table()
+        with self._gone_is_not_found():
+            table = dataset.scanner(columns=[*names, FRAGMENT]).to_table()
         counts = np.bincount(table[FRAGMENT].to_numpy(), minlength=len(self._fragments))
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return in_utc(table.select(names), times)
@@ -69,10 +73,23 @@ class PartsHistory:
             rows = positions[bounds[i] : bounds[i + 1]] - self._starts[i]
             return _rows_of(self._fragments[i], self._schema, rows, list(columns))
 
-        with ThreadPoolExecutor(READERS) as pool:
+        with self._gone_is_not_found(), ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(read, wanted))
         empty = pa.schema([self._schema.field(c) for c in columns]).empty_table()
         return pa.concat_tables([empty, *found])
+
+    @contextmanager
+    def _gone_is_not_found(self) -> Iterator[None]:
+        """S3 answers some other error where an object goes between being opened and being read."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            gone = set(self._names).difference(self._folder.names())
+            if not gone:
+                raise
+            raise FileNotFoundError(f"{self._folder.path}: {sorted(gone)} went away") from error
 
 
 def _rows_of(

@@ -1,4 +1,4 @@
-"""The parts of a feature view's history: their names, their columns, how one is appended and which ones count.
+"""The parts of a feature view's history: their names, how one is appended and which ones count.
 
 A part is named after the days of its rows' event times, `20260101-20260103_<written at>_<random>.parquet`: flat, since
 a folder `day=…` shows pyarrow, and so Feast, a column `day` that the view does not have. A push is one file however
@@ -9,8 +9,7 @@ import functools
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -20,16 +19,14 @@ import pyarrow.parquet as pq
 from feast import FeatureView, FileSource
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
-from feast.feature_view import DUMMY_ENTITY_ID
-from feast.type_map import feast_value_type_to_pa
 
+from feature_repo.offline.columns import as_told, evolved, fitted, part_schema
 from feature_repo.offline.folder import Folder
 
 SCHEMA_PART = "0-schema.parquet"  # no rows: the columns of a view, also before anything was pushed; first by name
 COMPACTED = ".compacted.parquet"
 REPLACES = b"embark.replaces"  # in the footer of a compacted part: the names of the parts that it was made of
 TIE = "embedding_id"  # where a history has it, it decides between rows of one event time and created time
-TIME = pa.timestamp("us", tz="UTC")
 
 NAME = re.compile(r"(\d{8})-(\d{8})_[^/]+\.parquet")
 
@@ -40,47 +37,37 @@ def folder_of(source: DataSource | None) -> Folder | None:
         return None
     if source.path.endswith(".parquet") or any(c in source.path for c in "*?["):
         return None
-    return Folder.at(source.path, source.s3_endpoint_override)
+    credentials = source.resolve_credentials() if source.path.startswith("s3://") else None
+    return Folder.at(source.path, s3_endpoint=source.s3_endpoint_override, credentials=credentials)
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The columns of a source as its files name them.
+def ensure_schema(folder: Folder, schema: pa.Schema) -> pa.Schema:
+    """Writes the part that tells the columns, where there is none or the view's have changed.
 
-    Attributes:
-        source_name: name in the view → name in the files, where they differ (the source's field mapping, reversed).
-        event: column of the event time.
-        created: column of the created time; empty where there is none.
+    Args:
+        schema: the columns that the view declares.
+
+    Returns:
+        The columns of the history: those, each in its type so far where that cannot be cast to the declared one.
     """
-
-    source_name: Mapping[str, str]
-    event: str
-    created: str
-
-    @staticmethod
-    def of(source: DataSource) -> "Columns":
-        names = {new: old for old, new in source.field_mapping.items()}
-        event, created = source.timestamp_field, source.created_timestamp_column or ""
-        return Columns(names, names.get(event, event), names.get(created, created))
-
-    def named(self, name: str) -> str:
-        return self.source_name.get(name, name)
-
-
-def part_schema(feature_view: FeatureView) -> pa.Schema:
-    """Columns of a part: join keys, features, event time and created time in microseconds of UTC."""
-    columns = Columns.of(feature_view.batch_source)
-    fields = [f for f in [*feature_view.entity_columns, *feature_view.features] if f.name != DUMMY_ENTITY_ID]
-    return pa.schema(
-        [(columns.named(f.name), feast_value_type_to_pa(f.dtype.to_value_type())) for f in fields]
-        + [(stamp, TIME) for stamp in (columns.event, columns.created) if stamp]
-    )
-
-
-def ensure_schema(folder: Folder, schema: pa.Schema) -> None:
-    """Writes the part that tells the columns, where there is none or the view's have changed."""
-    if not folder.has(SCHEMA_PART) or not read_schema(folder).equals(schema):
+    try:
+        told = read_schema(folder)
+    except FileNotFoundError:
         folder.write(SCHEMA_PART, schema.empty_table())
+        return schema
+    schema = evolved(told, schema)
+    if not told.equals(schema):
+        folder.write(SCHEMA_PART, schema.empty_table())
+    return schema
+
+
+def history_schema(folder: Folder, feature_view: FeatureView) -> pa.Schema:
+    """The columns of a view's history, as it is read: typed as its files are, or as declared where they have none."""
+    declared = part_schema(feature_view)
+    try:
+        return as_told(read_schema(folder), declared)
+    except FileNotFoundError:
+        return declared
 
 
 def is_history(folder: Folder) -> bool:
@@ -115,9 +102,7 @@ def append(folder: Folder, schema: pa.Schema, event: str, table: pa.Table) -> st
         ValueError: the table has other columns, or a value that its column cannot hold.
         OSError: it cannot be written; nothing is left behind.
     """
-    if set(table.column_names) != set(schema.names):
-        raise ValueError(f"history has the columns {schema.names}, the table has {table.column_names}")
-    table = table.select(schema.names).cast(schema).replace_schema_metadata(None)
+    table = fitted(table, schema)
     name = part_name(table, event)
     folder.write(name, table)
     return name

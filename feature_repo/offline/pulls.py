@@ -9,9 +9,10 @@ from feast import RepoConfig
 from feast.data_source import DataSource
 from numpy.typing import NDArray
 
+from feature_repo.offline.columns import Columns
 from feature_repo.offline.gather import key_codes
 from feature_repo.offline.history import PartsHistory
-from feature_repo.offline.parts import TIE, Columns, folder_of, read_schema
+from feature_repo.offline.parts import TIE, folder_of, read_schema
 from feature_repo.offline.point_in_time import Rows, distinct_rows, last_rows
 from feature_repo.offline.retrieval import HistoricalJob, rows_of
 

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
+from feature_repo.offline.columns import TIME, Columns
 from feature_repo.offline.gather import key_codes, take
 from feature_repo.offline.history import History, PartsHistory, TableHistory
-from feature_repo.offline.parts import TIE, TIME, Columns, folder_of, is_history, part_schema
+from feature_repo.offline.parts import TIE, folder_of, history_schema, is_history
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
 
 ATTEMPTS = 3  # a part that went away while it was read was compacted: its rows are in another one
@@ -149,7 +150,7 @@ def historical_features(
     config: RepoConfig,
     feature_views: Sequence[FeatureView],
     feature_refs: Sequence[str],
-    entity_df: pd.DataFrame | str,
+    entity_df: pd.DataFrame,
     registry: BaseRegistry,
     project: str,
     full_feature_names: bool,
@@ -157,15 +158,11 @@ def historical_features(
 ) -> HistoricalJob:
     """The features that stood for each entity row at its time, in the order of the rows.
 
-    Args:
-        entity_df: a frame, or a query that DuckDB answers.
-
     Raises:
         ValueError: an entity column is missing.
     """
-    frame = _queried(entity_df) if isinstance(entity_df, str) else entity_df
-    time = infer_event_timestamp_from_entity_df(dict(frame.dtypes))
-    entities, moments = _entities(frame, time)
+    time = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+    entities, moments = _entities(entity_df, time)
     asked = [Asked.of(view, feature_refs, full_feature_names) for view in feature_views]
     missing = sorted({key for each in asked for key in each.keys} - set(entities.column_names))
     if missing:
@@ -234,7 +231,7 @@ def open_history(
     """A view's history and its columns; read through stock Feast where its source is no folder of parts."""
     folder = folder_of(view.batch_source)
     if folder is not None and is_history(folder):
-        schema = part_schema(view)
+        schema = history_schema(folder, view)
         return PartsHistory(folder, schema, earliest=earliest, latest=latest), schema
     table = _read_data_source(view.batch_source, str(config.repo_path)).to_pyarrow()
     columns = Columns.of(view.batch_source)
@@ -250,7 +247,8 @@ def micros(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return numbers
 
 
-def _queried(query: str) -> pd.DataFrame:
+def queried(query: str) -> pd.DataFrame:
+    """The rows that DuckDB answers."""
     with duckdb.connect() as connection:
         frame: pd.DataFrame = connection.sql(query).to_arrow_table().to_pandas()
         return frame

@@ -1,1 +1,1 @@
-"""Feast's own universal tests of online stores, run on a Cassandra of ours: `docs/feast-tests.md` tells how."""
+"""Feast's own universal tests of stores, run on ours: `docs/feast-tests.md` tells how."""

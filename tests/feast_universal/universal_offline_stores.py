@@ -1,15 +1,11 @@
 """What Feast's universal tests of offline stores run on: stock duckdb on files, ours on the same files, ours on parts.
 
-    PYTHONPATH=<this folder> FULL_REPO_CONFIGS_MODULE=universal_offline_stores UNIVERSAL_OFFLINE=stock|files|parts \
-        FEAST_IS_LOCAL_TEST=True python -P -m pytest --integration tests/integration/offline_store/…
-
-in `sdk/python` of a checkout of Feast. Feast imports this module inside its own test run, where `tests` is Feast's
-package and not ours; so it stands alone.
+Feast imports this module where `FULL_REPO_CONFIGS_MODULE` names it: inside its own test run, where `tests` is Feast's
+package and not ours; so it stands alone and reads the environment that the runner (`__main__.py`) sets.
 """
 
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,17 +17,23 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
 from feature_repo.offline.folder import Folder
 from feature_repo.offline.parts import SCHEMA_PART
 from feature_repo.offline_store import EmbeddingOfflineStoreConfig
+from tests.universal.feature_repos import repo_configuration
 from tests.universal.feature_repos.universal.data_sources.file import FileDataSourceCreator
 
 
 class Stock(FileDataSourceCreator):
     """Feast's duckdb store on single files."""
 
+    def create_data_source(self, *args: Any, **kwargs: Any) -> FileSource:
+        source = super().create_data_source(*args, **kwargs)
+        source.table = f"'{source.path}'"  # what a query of Feast's tests selects from: DuckDB reads it so
+        return source
+
     def create_offline_store_config(self) -> Any:
         return DuckDBOfflineStoreConfig()
 
 
-class Files(FileDataSourceCreator):
+class Files(Stock):
     """Ours on single files, which it leaves to stock Feast."""
 
     def create_offline_store_config(self) -> Any:
@@ -56,16 +58,21 @@ class Parts(Files):
         folder.write(SCHEMA_PART, table.schema.empty_table())
         third = -(-table.num_rows // 3)
         for i in range(3):
-            folder.write(Path(f"part-{i}.parquet").name, table.slice(i * third, third))
-        return FileSource(
+            folder.write(f"part-{i}.parquet", table.slice(i * third, third))
+        source = FileSource(
             file_format=ParquetFormat(),
             path=path,
             timestamp_field=timestamp_field,
             created_timestamp_column=created_timestamp_column,
             field_mapping=field_mapping or {"ts_1": "ts"},
         )
+        source.table = f"'{path}/*.parquet'"
+        return source
 
 
-SOURCES = {"stock": Stock, "files": Files, "parts": Parts}
-AVAILABLE_OFFLINE_STORES = [("local", SOURCES[os.environ["UNIVERSAL_OFFLINE"]])]
+SOURCES = {("stock", "files"): Stock, ("plugin", "files"): Files, ("plugin", "parts"): Parts}
+tested = ("local", SOURCES[os.environ["UNIVERSAL_STORE"], os.environ["UNIVERSAL_NAME"]])
+AVAILABLE_OFFLINE_STORES = [tested]
 AVAILABLE_ONLINE_STORES = {"sqlite": ({"type": "sqlite"}, None)}
+# Some tests are for the "file" store only, which is Feast's dask: they shall run on the store that is tested here.
+repo_configuration.OFFLINE_STORE_TO_PROVIDER_CONFIG["file"] = tested

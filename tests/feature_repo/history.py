@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource
+from feast.credentials import ConnectionRef
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
@@ -41,6 +42,8 @@ def item_view(
     ttl: timedelta = timedelta(0),
     created: bool = True,
     mapping: dict[str, str] | None = None,
+    s3_endpoint: str | None = None,
+    connection_ref: ConnectionRef | None = None,
 ) -> tuple[list[Entity], FeatureView]:
     """A view of a vector and a number, whose parts lie in `folder / name`."""
     entities = [Entity(name=k, join_keys=[k], value_type=t) for k, t in zip(keys, types, strict=True)]
@@ -61,6 +64,8 @@ def item_view(
             timestamp_field="event_timestamp",
             created_timestamp_column="created_timestamp" if created else "",
             field_mapping=mapping or {},
+            s3_endpoint_override=s3_endpoint,
+            connection_ref=connection_ref,
         ),
     )
     return entities, view
@@ -96,9 +101,13 @@ def at(minutes: int | None) -> datetime | None:
     return None if minutes is None else NOON + timedelta(minutes=minutes)
 
 
-def push(store: FeatureStore, view: FeatureView, rows: Sequence[Row]) -> None:
-    """Appends the rows as one part."""
-    EmbeddingOfflineStore.offline_write_batch(store.config, view, table_of(view, rows), None)
+def push(store: FeatureStore, view: FeatureView, rows: Sequence[Row], *, zone: str | None = "UTC") -> None:
+    """Appends the rows as one part; their times told in that zone, or in UTC without saying so."""
+    table = table_of(view, rows)
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_timestamp(table.schema.field(name).type):
+            table = table.set_column(place, name, table[name].cast(pa.timestamp("us", tz=zone)))
+    EmbeddingOfflineStore.offline_write_batch(store.config, view, table, None)
 
 
 def apply(store: FeatureStore, *views: tuple[list[Entity], FeatureView]) -> None:

@@ -1,13 +1,15 @@
 """Compaction: what it makes, that no crash and nobody at work beside it loses a row or sees one doubled."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -269,66 +271,70 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(
     assert numbers == acknowledged
 
 
+def work_until_told(
+    work: str, folder: Path, which: int, job: int, counts: Any, done: Any, stop: Any, failed: Any
+) -> None:
+    """What a process of its own does beside others: writes, compacts or reads, and says how much, or what failed."""
+    store, view = open_store(folder), item_view(folder)[1]
+    try:
+        while not stop.is_set():
+            if work == "write":
+                i = counts[which]
+                push(store, view, [Row((f"w{which}-{i}",), i, i, i), Row((f"all{which}",), i, i, i)])
+                counts[which] = done[job] = i + 1  # durable
+                time.sleep(0.01)
+            elif work == "compact":
+                # One read takes a second or two here: a grace period longer than that, and short enough to remove.
+                done[job] += compact(view, grace_seconds=6.0, target_bytes=20_000).removed
+                time.sleep(0.2)
+            else:
+                done[job] += check_rows(store, view, list(counts))
+    except BaseException:  # noqa: BLE001 - the test itself raises it
+        stop.set()
+        failed.put(traceback.format_exc())
+
+
+def check_rows(store: FeatureStore, view: FeatureView, written: list[int]) -> int:
+    """That all rows which are durable are found, each once; how many they are."""
+    rows = [(f"w{which}-{i}", 10**6) for which in range(2) for i in range(written[which])]
+    if not rows:
+        return 0
+    table = store.get_historical_features(entity_rows(("item",), rows), ["items:number"]).to_arrow()
+    assert table["number"].to_pylist() == [int(name.split("-")[1]) for name, _ in rows]
+    pulled = all_rows(store, view)
+    assert len(pulled) >= 2 * sum(written)
+    assert not pulled[pulled["item"].str.startswith("w")].duplicated(["item"]).any()
+    return len(rows)
+
+
 def test_two_compactions_two_writers_and_ten_readers_at_once_see_every_row(
     made: tuple[FeatureStore, FeatureView], tmp_path: Path
 ) -> None:
-    store, view = made
-    stop = threading.Event()
-    written = [0, 0]  # of each writer: the rows that are durable
-    trouble: list[BaseException] = []
-    reads: list[int] = []
-
-    def guarded(work: Callable[[], None]) -> Callable[[], None]:
-        def go() -> None:
-            try:
-                while not stop.is_set():
-                    work()
-            except BaseException as error:  # noqa: BLE001 - raised by the test itself
-                trouble.append(error)
-                stop.set()
-
-        return go
-
-    def write(which: int) -> Callable[[], None]:
-        def one() -> None:
-            i = written[which]
-            push(store, view, [Row((f"w{which}-{i}",), i, i, i), Row((f"all{which}",), i, i, i)])
-            written[which] = i + 1
-            time.sleep(0.01)
-
-        return one
-
-    def read() -> None:
-        expected = list(written)
-        own = open_stores.pop() if open_stores else open_store(tmp_path)
-        rows = [(f"w{which}-{i}", 10**6) for which in range(2) for i in range(expected[which])]
-        if rows:
-            table = own.get_historical_features(entity_rows(("item",), rows), ["items:number"]).to_arrow()
-            assert table["number"].to_pylist() == [int(name.split("-")[1]) for name, _ in rows]
-            pulled = all_rows(own, view)
-            assert len(pulled) >= 2 * sum(expected)
-            assert not pulled[pulled["item"].str.startswith("w")].duplicated(["item"]).any()
-            reads.append(len(rows))
-        open_stores.append(own)
-
-    compactions: list[Compacted] = []
-
-    def compacting() -> None:
-        # One read takes a second or two here: a grace period longer than that, and short enough to remove parts.
-        compactions.append(compact(view, grace_seconds=6.0, target_bytes=20_000))
-        time.sleep(0.2)
-
-    open_stores = [open_store(tmp_path) for _ in range(10)]
-    work = [write(0), write(1), compacting, compacting, *[read] * 10]
-    threads = [threading.Thread(target=guarded(each)) for each in work]
-    for thread in threads:
-        thread.start()
-    stop.wait(12.0)
+    # Processes of their own, which a server forks that has imported everything once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    jobs = [("write", 0), ("write", 1), ("compact", 0), ("compact", 1), *(("read", i) for i in range(10))]
+    counts, done = context.Array("q", 2), context.Array("q", len(jobs))
+    stop, failed = context.Event(), context.SimpleQueue()
+    processes = [
+        context.Process(
+            target=work_until_told, args=(work, tmp_path, which, job, counts, done, stop, failed), daemon=True
+        )
+        for job, (work, which) in enumerate(jobs)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 60.0
+    while not stop.wait(0.5) and time.monotonic() < deadline:
+        if all(done[:2]) and any(done[2:4]) and all(done[4:]):  # parts were removed beside writers and readers
+            stop.wait(3.0)
+            break
     stop.set()
-    for thread in threads:
-        thread.join()
-    if trouble:
-        raise trouble[0]
-    assert len(reads) >= 10
-    assert sum(done.rows for done in compactions) > 0
-    read()
+    for process in processes:
+        process.join()
+    if not failed.empty():
+        raise AssertionError(failed.get())
+    assert all(done[:2])
+    assert any(done[2:4])
+    assert all(done[4:])
+    assert check_rows(*made, list(counts)) == sum(counts)

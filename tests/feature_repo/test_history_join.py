@@ -16,6 +16,7 @@ from feast.value_type import ValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feature_repo.offline.compaction import compact
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
 from tests.feature_repo.history import STOCK, Row, apply, at, entity_rows, item_view, open_store, push, standing
 
@@ -33,6 +34,9 @@ ROWS = st.lists(
 )
 
 
+ZONES = st.sampled_from(["UTC", "Asia/Kathmandu", "America/New_York", None])  # None: no zone, which is UTC
+
+
 def number(value: object) -> int | None:
     return None if pd.isna(value) else int(value)  # type: ignore[call-overload]
 
@@ -46,6 +50,9 @@ def number(value: object) -> int | None:
     ),
     ttl=st.one_of(st.none(), st.integers(1, 6)),
     as_served=st.booleans(),
+    again=st.lists(st.integers(0, 29), max_size=6),
+    compacted=st.booleans(),
+    zones=st.tuples(ZONES, ZONES),
 )
 def test_the_join_finds_what_a_slow_reading_of_its_rules_finds(
     tmp_path_factory: pytest.TempPathFactory,
@@ -54,6 +61,9 @@ def test_the_join_finds_what_a_slow_reading_of_its_rules_finds(
     asked: list[tuple[str | None, int, int]],
     ttl: int | None,
     as_served: bool,
+    again: list[int],
+    compacted: bool,
+    zones: tuple[str | None, str | None],
 ) -> None:
     folder = tmp_path_factory.mktemp("join")
     store = open_store(folder)
@@ -65,11 +75,15 @@ def test_the_join_finds_what_a_slow_reading_of_its_rules_finds(
     )
     other = item_view(folder, "others", keys=("shop",), types=(ValueType.INT64,))
     apply(store, both, other)
-    for part in range(parts):
-        push(store, both[1], rows[part::parts])
+    replayed = [rows[i] for i in again if i < len(rows)]
+    for some in (*(rows[part::parts] for part in range(parts)), replayed):
+        push(store, both[1], some, zone=zones[0])
+    if compacted:
+        compact(both[1], grace_seconds=60.0, target_bytes=1 << 20)
     others = [Row((row.key[1],), row.event, row.created, row.number) for row in rows]
     push(store, other[1], others)
     entities = entity_rows(("item", "shop"), asked)
+    entities["event_timestamp"] = entities["event_timestamp"].dt.tz_convert(zones[1])
     refs = ["items:vector", "items:number", "others:number"]
     job = store.get_historical_features(entities, refs, full_feature_names=True, filter_by_created_timestamp=as_served)
     found = job.to_arrow().to_pylist()
@@ -89,9 +103,10 @@ def test_the_join_finds_what_a_slow_reading_of_its_rules_finds(
     asked=st.lists(st.tuples(st.integers(0, 4), MINUTES), max_size=20),
     ttl=st.one_of(st.none(), MINUTES.map(abs)),
     as_served=st.booleans(),
+    tied=st.booleans(),
 )
 def test_positions_are_those_of_a_slow_reading(
-    rows: list[Row], asked: list[tuple[int, int]], ttl: int | None, as_served: bool
+    rows: list[Row], asked: list[tuple[int, int]], ttl: int | None, as_served: bool, tied: bool
 ) -> None:
     names = {"a": 0, "b": 1, "é": 2, None: -1}
 
@@ -99,7 +114,8 @@ def test_positions_are_those_of_a_slow_reading(
         return np.array([NEVER if t is None else t for t in of], dtype=np.int64)
 
     key = np.array([names[str(r.key[0]) if r.key[0] else None] for r in rows], dtype=np.int64)
-    history = Rows(key, times([r.event for r in rows]), times([r.created for r in rows]))
+    tie = np.array([r.number or 0 for r in rows], dtype=np.int64)
+    history = Rows(key, times([r.event for r in rows]), times([r.created for r in rows]), tie if tied else None)
     found = rows_at(
         history,
         np.array([k for k, _ in asked], dtype=np.int64),
@@ -113,7 +129,16 @@ def test_positions_are_those_of_a_slow_reading(
     ]
     for position, (k, moment) in zip(found, asked, strict=True):
         allowed = standing(numbered, (k,), moment, ttl=ttl, as_served=as_served)
+        if tied and None not in allowed:
+            allowed = {i for i in allowed if tie[i] == max(tie[list(allowed)])}
         assert (None if position == NOTHING else int(position)) in allowed
+
+
+def test_of_one_event_time_the_row_created_last_stands_then_the_greatest_tie_breaker() -> None:
+    key, event = np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64)
+    rows = Rows(key, event, created=np.array([5, 4, 5, 5]), tie=np.array([1, 9, 3, 2]))
+    assert rows_at(rows, np.array([0]), np.array([7])).tolist() == [2]
+    assert rows_at(rows, np.array([0]), np.array([4]), as_served=True).tolist() == [1]
 
 
 @pytest.fixture
@@ -244,6 +269,8 @@ def test_views_of_parts_and_of_one_file_are_joined_together(
     pd.testing.assert_frame_equal(ours, theirs)
     alone = store.get_historical_features(asked(), ["prices:price"]).to_df()
     assert alone["price"].notna().sum() == ours["price"].notna().sum() > 0
+    query = "SELECT 'k1' AS item, TIMESTAMPTZ '2026-01-02 00:00:00+00' AS event_timestamp"
+    assert store.get_historical_features(query, ["prices:price"]).to_df()["price"].tolist() == [3]
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental feature:RuntimeWarning")
