@@ -69,9 +69,13 @@ def test_what_a_stage_raises_is_raised_where_batches_are_offered(overlap: bool) 
     def crash(_: int) -> None:
         raise Crash
 
+    def work_until_it_is_told() -> None:
+        with Stages[int](crash, written.append, overlap=overlap) as stages:
+            stages.offer(0, SECONDS)
+            while True:
+                stages.finished(0.1)
+
     written: list[int] = []
-    with pytest.raises(Crash), Stages[int](crash, written.append, overlap=overlap) as stages:
-        stages.offer(0, SECONDS)
-        while True:
-            stages.finished(0.1)
+    with pytest.raises(Crash):
+        work_until_it_is_told()
     assert written == []
