@@ -219,6 +219,9 @@ def _store(folder: Path, servers: LocalServers, name: str, settings: Mapping[str
             "keyspace": name,
             **settings,
         },
+        "offline_store": {
+            "type": "duckdb" if name == STOCK else "feature_repo.offline_store.EmbeddingOfflineStore",
+        },
         "entity_key_serialization_version": 3,
     }
     (folder / "feature_store.yaml").write_text(json.dumps(described))  # JSON is YAML

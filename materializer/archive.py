@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,35 @@ class EmbeddedBatch:
 
     keys: tuple[str, ...]
     vectors: NDArray[np.float32]  # (N, dim)
+    embedding_id: tuple[int, ...]  # of `feature_repo.embeddings`
     event_time: NDArray[np.int64]  # (N,) microseconds since 1970
     content_hash: tuple[str, ...]  # hex digits; empty where there is none
     created_at: int  # microseconds since 1970
+
+    @classmethod
+    def of(
+        cls,
+        view: str,
+        *,
+        keys: Sequence[str],
+        vectors: NDArray[np.float32],
+        event_time: NDArray[np.int64],
+        content_hash: Sequence[str],
+        created_at: int,
+    ) -> Self:
+        """The batch with its ids: history and online store get the same ones."""
+        ids = (
+            embedding_id(view, key, int(time), vector)
+            for key, time, vector in zip(keys, event_time, vectors, strict=True)
+        )
+        return cls(
+            keys=tuple(keys),
+            vectors=vectors,
+            embedding_id=tuple(ids),
+            event_time=event_time,
+            content_hash=tuple(content_hash),
+            created_at=created_at,
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -129,14 +155,13 @@ class FeastArchive:
 
 def rows(spec: EncoderSpec, batch: EmbeddedBatch) -> MatrixRows:
     """The batch as online stores take it."""
-    ids = _embedding_ids(spec, batch)
     return MatrixRows(
         join_key=spec.join_key,
         keys=batch.keys,
         feature=EMBEDDING,
         vectors=batch.vectors,
         others={
-            EMBEDDING_ID: [Value(int64_val=each) for each in ids],
+            EMBEDDING_ID: [Value(int64_val=each) for each in batch.embedding_id],
             CONTENT_HASH: [Value(string_val=each) for each in batch.content_hash],
         },
         event_time=batch.event_time,
@@ -153,19 +178,12 @@ def table(spec: EncoderSpec, batch: EmbeddedBatch) -> pa.Table:
         {
             spec.join_key: pa.array(batch.keys, pa.string()),
             EMBEDDING: pa.ListArray.from_arrays(offsets, np.ascontiguousarray(batch.vectors).reshape(-1)),
-            EMBEDDING_ID: pa.array(_embedding_ids(spec, batch), pa.int64()),
+            EMBEDDING_ID: pa.array(batch.embedding_id, pa.int64()),
             CONTENT_HASH: pa.array(batch.content_hash, pa.string()),
             EVENT_TIME: pa.array(batch.event_time).cast(utc),
             CREATED_TIME: pa.array(np.full(count, batch.created_at, dtype=np.int64)).cast(utc),
         }
     )
-
-
-def _embedding_ids(spec: EncoderSpec, batch: EmbeddedBatch) -> list[int]:
-    return [
-        embedding_id(spec.view, key, int(time), vector)
-        for key, time, vector in zip(batch.keys, batch.event_time, batch.vectors, strict=True)
-    ]
 
 
 @contextmanager

@@ -92,7 +92,8 @@ class Batch:
 
 
 class Worker:
-    """One consumer that embeds what is asked for. Batches overlap: one is polled, one embedded, one written.
+    """One consumer that embeds what is asked for. Batches overlap: one is polled, one looked up, one embedded,
+    one appended to history and one written online.
 
     Args:
         consumer: a `KafkaConsumer` with `enable_auto_commit=False`; the worker subscribes and closes it.
@@ -134,6 +135,7 @@ class Worker:
         self._in_flight: set[tuple[str, str]] = set()  # view and key of what is asked for in the stages
         self._first_abandoned: int | None = None  # number of a batch; any thread sets it
         self._to_rewind: list[Taken] = []
+        self._stages = (self._find, self._embed, self._append, self._write)
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; then finishes the batches at hand, commits them and leaves the group.
@@ -143,7 +145,7 @@ class Worker:
         poll_on = partial(self._group.wait, stop=stop)  # waiting so, this thread keeps its place in the group
         patience = Patience(self._group, self._directory, stop.wait if self._overlap else poll_on, stop)
         commit = partial(self._commit, Patience(self._group, self._directory, poll_on, stop))
-        work = (partial(self._through, stage, patience) for stage in (self._find, self._embed, self._write))
+        work = (partial(self._through, stage, patience) for stage in self._stages)
         self._group.join(self._topics.live, self._topics.retry, later=(self._topics.bulk,))
         try:
             with Stages(*work, overlap=self._overlap) as stages:
@@ -154,10 +156,10 @@ class Worker:
                         if taken.records:
                             # 2. decode (bad bytes → dead letter)
                             batch = self._decode(taken)
-                            # 3. drop what is archived or marked; 4. group by view  (`_find`)
-                            # 5. Retina                                             (`_embed`)
-                            # 6. history, then online                               (`_write`)
-                            # 7. failures: retry topic / dead letter + mark
+                            # 3. drop what is archived or marked; 4. group by view      (`_find`)
+                            # 5. Retina                                                 (`_embed`)
+                            # 6. history: nothing is served whose row is not there      (`_append`)
+                            # 7. online; failures: retry topic / dead letter + mark     (`_write`)
                             while not stages.offer(batch, ROOM_SECONDS):
                                 self._group.stay(0, stop)
                                 commit(stages)
@@ -236,11 +238,13 @@ class Worker:
                 batch.embedded.append((spec, embedded))
             batch.failures += failures
 
+    def _append(self, batch: Batch, patience: Patience) -> None:
+        # Repeated by itself, so that an outage of the online store does not append to history over and over.
+        for spec, embedded in batch.embedded:
+            patience.until_done(partial(self._archive.append_history, spec, embedded), batch.taken, spec)
+
     def _write(self, batch: Batch, patience: Patience) -> None:
         for spec, embedded in batch.embedded:
-            # History first: nothing is served whose row is not in history. Each is repeated by itself, so that an
-            # outage of the online store does not append to history over and over.
-            patience.until_done(partial(self._archive.append_history, spec, embedded), batch.taken, spec)
             patience.until_done(partial(self._archive.write_online, spec, embedded), batch.taken, spec)
             logger.info("%s: %d embeddings archived", spec.view, len(embedded))
         patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
@@ -342,11 +346,12 @@ class Worker:
                 failures.append(one.failed(outcome.reason, outcome.detail, "never"))
         if not embedded:
             return None, failures
-        batch = EmbeddedBatch(
-            keys=tuple(one.request.key for one, _ in embedded),
+        batch = EmbeddedBatch.of(
+            spec.view,
+            keys=[one.request.key for one, _ in embedded],
             vectors=encoded.vectors,
             event_time=np.array([one.request.requested_at for one, _ in embedded], dtype=np.int64),
-            content_hash=tuple(content_hash for _, content_hash in embedded),
+            content_hash=[content_hash for _, content_hash in embedded],
             created_at=self._clock.now(),
         )
         return batch, failures

@@ -391,7 +391,8 @@ class WatchedSession:
 
 @contextmanager
 def watched(repo: Repo, *, trace: bool = False) -> Iterator[WatchedSession]:
-    """The session of the repo's store, watched."""
+    """The session of the repo's store, watched; opened where it was not."""
+    repo.online._get_session(repo.store.config)
     connection = repo.online._connection
     assert connection is not None
     session = WatchedSession(connection.session, trace=trace)

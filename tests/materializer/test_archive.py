@@ -58,11 +58,12 @@ class NoRows:
 
 
 def batch(keys: Sequence[str], spec: EncoderSpec = SPEC, created_at: int = NOON + 5) -> EmbeddedBatch:
-    return EmbeddedBatch(
-        keys=tuple(keys),
+    return EmbeddedBatch.of(
+        spec.view,
+        keys=keys,
         vectors=np.linspace(0, 1, len(keys) * spec.dim, dtype=np.float32).reshape(len(keys), spec.dim),
         event_time=np.array([NOON + i for i in range(len(keys))], dtype=np.int64),
-        content_hash=tuple("ab" * 16 for _ in keys),
+        content_hash=["ab" * 16 for _ in keys],
         created_at=created_at,
     )
 
@@ -193,11 +194,12 @@ def test_both_stores_are_given_the_same() -> None:
 
 
 def test_events_far_away_in_time_can_be_written() -> None:
-    far = EmbeddedBatch(
-        keys=("a",),
+    far = EmbeddedBatch.of(
+        SPEC.view,
+        keys=["a"],
         vectors=np.zeros((1, 4), np.float32),
         event_time=np.array([0], dtype=np.int64),
-        content_hash=("",),
+        content_hash=[""],
         created_at=10_000_000_000_000_000,  # year 2286: beyond what nanoseconds can count
     )
     (row,) = table(SPEC, far).to_pylist()
