@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 SETTINGS_FILE = "embark.toml"
+ADDRESS = r"^(.+:[0-9]{1,5})?\z"  # or nothing
 
 
 class Settings(BaseSettings):
@@ -29,6 +30,9 @@ class Settings(BaseSettings):
     keyspace: str = Field("embark", pattern=r"^[a-z][a-z0-9_]{0,47}\z", description="keyspace that `embark up` creates")
     embark_address: str = Field("127.0.0.1:50051", description="where EmbArk listens, and clients find it")
     retina_address: str = Field("127.0.0.1:50061", description="where Retina listens, and KFC finds it")
+    embark_metrics: str = Field("", pattern=ADDRESS, description="where EmbArk tells its metrics, as 127.0.0.1:9461")
+    retina_metrics: str = Field("", pattern=ADDRESS, description="where Retina tells its metrics")
+    kfc_metrics: str = Field("", pattern=ADDRESS, description="where KFC tells its metrics")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where Retina computes")
     fetch_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
