@@ -58,8 +58,9 @@ def running(folder: Path) -> Iterator[tuple[FeatureStore, str]]:
         store = open_store(settings.repo)
         store.apply(list(feast_objects([SPEC], {}, kafka=servers.kafka_bootstrap, repo=settings.repo).values()))
         keys = known_keys()
-        batch = EmbeddedBatch(
-            keys=tuple(keys),
+        batch = EmbeddedBatch.of(
+            SPEC.view,
+            keys=keys,
             vectors=np.stack([memory_vector(key, SPEC.dim) for key in keys]),
             event_time=np.full(len(keys), 1_700_000_000_000_000, dtype=np.int64),
             content_hash=("00",) * len(keys),
