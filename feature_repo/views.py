@@ -23,6 +23,8 @@ REQUEST_FIELDS = {
     "requested_at": "timestamp",
     "attempt": "int",
     "priority": "string",
+    "not_before": "timestamp",
+    "refresh": "boolean",
 }
 
 EMBEDDING = "embedding"

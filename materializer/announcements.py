@@ -48,7 +48,7 @@ def failed(failures: Iterable[Failure]) -> list[Announcement]:
     return [
         Announcement("failed", each.request.view, each.request.key, each.request.requested_at, 0)
         for each in failures
-        if each.remedy == "never" and each.canonical and each.request is not None
+        if each.marks and each.request is not None
     ]
 
 

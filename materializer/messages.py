@@ -108,6 +108,7 @@ class EmbedRequest:
         attempt: how often it has been tried before.
         priority: `live` for a look-up's miss, `bulk` for a backfill.
         not_before: microseconds since 1970; a retry is not due earlier.
+        refresh: recompute it, though it is archived; what is there is served until then, and kept if this fails.
     """
 
     view: str
@@ -116,6 +117,7 @@ class EmbedRequest:
     attempt: int = 0
     priority: Priority = "live"
     not_before: int = 0
+    refresh: bool = False
 
     def again(self, *, not_before: int) -> Self:
         """The same request, to be tried once more from `not_before` on."""
@@ -136,6 +138,7 @@ class EmbedRequest:
                 "attempt": self.attempt,
                 "priority": self.priority,
                 "not_before": self.not_before,
+                "refresh": self.refresh,
             },
             ensure_ascii=False,
         ).encode()
@@ -157,6 +160,7 @@ class EmbedRequest:
             attempt=_field(fields, "attempt", int, 0),
             priority="bulk" if _field(fields, "priority", str, "live") == "bulk" else "live",
             not_before=_field(fields, "not_before", int, 0),
+            refresh=_field(fields, "refresh", bool, False),
         )
 
 

@@ -26,6 +26,7 @@ REQUESTS = st.builds(
     attempt=st.integers(0, 10),
     priority=st.sampled_from(["live", "bulk"]),
     not_before=MICROS,
+    refresh=st.booleans(),
 )
 
 
@@ -46,7 +47,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(["view", "key", "requested_at", "attempt", "priority", "not_before", "other"])
+FIELDS = st.sampled_from(["view", "key", "requested_at", "attempt", "priority", "not_before", "refresh", "other"])
 
 
 @given(st.dictionaries(FIELDS, JSON | st.text(max_size=5) | MICROS))
