@@ -174,8 +174,8 @@ class Announcement:
         view: feature view of the encoder.
         key: canonical URL or text.
         event_time: of the row, microseconds since 1970; of a failure, that of the request; of an invalidation, that of
-            the row that was removed: what a reader read with a later event time is newer.
-        embedding_id: of the row that was written or removed; 0 of a failure.
+            the row that was removed (0 where there was none): what a reader read with a later event time is newer.
+        embedding_id: of the row that was written or removed; 0 where that is not known, and of a failure.
     """
 
     kind: Kind
