@@ -16,6 +16,7 @@ from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
 from embark.invalidate import invalidate
+from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
 from embark.reembed import reembed
 from embark.settings import Settings
@@ -341,6 +342,7 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
 cli.add_command(backfill)
 cli.add_command(reembed)
 cli.add_command(invalidate)
+cli.add_command(migrate)
 cli.add_command(dead_letters)
 
 
