@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from embark.console import AS_JSON, err, one_line_errors, out, printable
 from embark.settings import Settings
 
 if TYPE_CHECKING:
+    from feast import FeatureStore
+
     from encoders.spec import EncoderSpec
     from materializer.backfill import ArchivedKeys, Tally
     from materializer.backfill_input import Input
@@ -82,29 +84,73 @@ def backfill(
     """
     import kafka  # noqa: F401 - before Feast, which from then on shows the deprecation warnings of every library
 
-    from embark.parts import stopped_by_signals
     from embark.repo import open_store
-    from feature_repo.directory import UnknownView
-    from feature_repo.online_rows import FeastOnlineRows
-    from feature_repo.views import encoder_specs
-    from materializer.archive import FeastArchive
-    from materializer.process import CLOSE_SECONDS, create_topics, kafka_reached, open_producer, topics_of
 
     if path == PIPE and (key_column or time_column or restart):
         raise click.UsageError("--key-column, --time-column and --restart are for files: a pipe has none of these")
     store = open_store(settings.repo)
-    servers, topics = topics_of(store)
+    ask(
+        store,
+        registered(store, view),
+        path,
+        key_column=key_column or KEY_COLUMN,
+        time_column=time_column,
+        states=settings.state.resolve() / "backfills",
+        rate=rate,
+        dry_run=dry_run,
+        restart=restart,
+        show=lambda run: run.show(as_json),
+    )
+
+
+def registered(store: "FeatureStore", view: str, option: str = "--view") -> "EncoderSpec":
+    """The encoder of a view, as registered now; an error of that option where there is none."""
+    from feature_repo.directory import UnknownView
+    from feature_repo.views import encoder_specs
+
     specs = encoder_specs(store, allow_cache=False)
     if view not in specs:
-        raise click.BadParameter(str(UnknownView(view, specs)), param_hint="--view")
+        raise click.BadParameter(str(UnknownView(view, specs)), param_hint=option)
+    return specs[view]
+
+
+def ask(
+    store: "FeatureStore",
+    spec: "EncoderSpec",
+    path: Path,
+    *,
+    key_column: str,
+    time_column: str | None = None,
+    states: Path,
+    rate: float | None = None,
+    dry_run: bool = False,
+    restart: bool = False,
+    refresh: bool = False,
+    show: "Callable[[Run], None]" = lambda run: None,
+) -> "Run":
+    """Asks for the embeddings of the keys in a file or pipe; see `Backfill` and `opened`.
+
+    Args:
+        show: told what became of it, also where it ended with an error.
+
+    Raises:
+        click.exceptions.Exit: it was stopped by a signal.
+        BackfillStopped, InputError, KafkaUnavailable: as they say.
+    """
+    from embark.parts import stopped_by_signals
+    from feature_repo.online_rows import FeastOnlineRows
+    from materializer.archive import FeastArchive
+    from materializer.process import CLOSE_SECONDS, create_topics, kafka_reached, open_producer, topics_of
+
+    servers, topics = topics_of(store)
     with (
         stopped_by_signals() as stop,
         opened(
             path,
-            key_column=key_column or KEY_COLUMN,
+            key_column=key_column,
             time_column=time_column,
-            states=settings.state.resolve() / "backfills",
-            view=view,
+            states=states,
+            view=spec.view,
             servers=servers,
             topics=topics,
             restart=restart,
@@ -117,15 +163,26 @@ def backfill(
             create_topics(servers, topics)
             with kafka_reached(servers):
                 producer = open_producer(servers)
-        run = Run(view=view, topic=topics.bulk, dry=dry_run, resumed_after=source.skipped)
+        run = Run(view=spec.view, topic=topics.bulk, dry=dry_run, resumed_after=source.skipped)
         try:
-            send(run, source, spec=specs[view], topics=topics, producer=producer, archive=archive, stop=stop, rate=rate)
+            send(
+                run,
+                source,
+                spec=spec,
+                topics=topics,
+                producer=producer,
+                archive=archive,
+                stop=stop,
+                rate=rate,
+                refresh=refresh,
+            )
         finally:
             if producer is not None:
                 producer.close(timeout=CLOSE_SECONDS)
-            run.show(as_json)
+            show(run)
     if run.stopped:
         raise click.exceptions.Exit(INTERRUPTED)
+    return run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +294,7 @@ def send(
     archive: "ArchivedKeys",
     stop: threading.Event,
     rate: float | None,
+    refresh: bool = False,
 ) -> None:
     """Sends what is to be read, with a bar on standard error, and notes in `run` what became of it.
 
@@ -266,6 +324,7 @@ def send(
                 task, completed=tally.position, counts=f"{tally.read} read, {tally.sent} sent"
             ),
             per_second=rate,
+            refresh=refresh,
         )
         run.tally = work.tally
         work.run(source.given.rows)

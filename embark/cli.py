@@ -15,7 +15,10 @@ from rich.markup import escape
 from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.invalidate import invalidate
+from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
+from embark.reembed import reembed
 from embark.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def cli(context: click.Context) -> None:
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
+    Change:            embark reembed | invalidate | migrate
     Keep house:        embark tables | compact | dead-letters
     """
     context.obj = Settings()
@@ -336,6 +340,9 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
 
 
 cli.add_command(backfill)
+cli.add_command(reembed)
+cli.add_command(invalidate)
+cli.add_command(migrate)
 cli.add_command(dead_letters)
 
 

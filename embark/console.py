@@ -31,6 +31,10 @@ EXPECTED_ERRORS = {
     "materializer.backfill": "BackfillStopped",
     "materializer.backfill_input": "InputError",
     "materializer.dead_letter_actions": "RetryStopped",
+    "materializer.coverage": "CoverageUnknown",
+    "feature_repo.services": "CannotSwitch",
+    "materializer.invalidation": "InvalidationStopped",
+    "feature_repo.offline.newest": "HistoryUnreadable",
     "materializer.process": "KafkaUnavailable",
     "serving.client": "ClientError",
 }

@@ -39,6 +39,24 @@ class Embeddings:
         return found
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowVersion:
+    """Which event of a key is online.
+
+    Attributes:
+        event_time, created_time: microseconds since 1970.
+        embedding_id: None where the key was removed: the event is its deletion.
+    """
+
+    event_time: int
+    created_time: int
+    embedding_id: int | None
+
+    @property
+    def deleted(self) -> bool:
+        return self.embedding_id is None
+
+
 # Bytes: from 2048 on, hashlib lets other threads run, and has to wait for its turn again, 70 µs beside a busy one.
 HASHED_AT_ONCE = 2047
 

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 from feast import FeatureStore, FeatureView
-from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings
+from feature_repo.embeddings import Embeddings, RowVersion
 from feature_repo.session import connect
 
 
@@ -42,13 +40,13 @@ class FeastOnlineRows:
         )
         return online
 
-    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether each of the canonical keys of one view has an embedding, (N,).
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> dict[str, RowVersion]:
+        """Which event of each of the canonical keys of one view is online; keys that have none are left out.
 
         Raises:
             StoreUnavailable: the store did not answer; nothing may be concluded about any key.
         """
-        found: NDArray[np.bool_] = self._store._get_provider().online_store.has_rows(
+        found: dict[str, RowVersion] = self._store._get_provider().online_store.read_versions(
             self._store.config, self._view(spec), keys
         )
         return found

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-import numpy as np
 from feast import Entity, FeatureView, RepoConfig, utils
 from feast.infra.infra_object import InfraObject
 from feast.infra.online_stores.cassandra_online_store.cassandra_online_store import CassandraOnlineStore
@@ -27,10 +26,9 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from numpy.typing import NDArray
 from pydantic import StrictStr
 
-from feature_repo.embeddings import Embeddings
+from feature_repo.embeddings import Embeddings, RowVersion
 from feature_repo.online import answers, reads, schema, search, writes
 from feature_repo.online.asked import Search, vector_field
 from feature_repo.online.cluster import Connection, connect_to
@@ -102,7 +100,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         features = _features(view, requested_features)
         keys = view.find(entity_keys)
         with store_errors(table.name):
-            statements = self._reads(config, view, features, keys)
+            statements = self._reads(config, view, view.table.select(features), keys)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
         return answers.feast_rows(view.table, features, keys, rows, _oldest(config, table))
 
@@ -119,7 +117,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         keys = view.find(entity_keys)
         with store_errors(table.name):
             await self._prepare(config, view.table.select(features))
-            statements = self._reads(config, view, features, keys)
+            statements = self._reads(config, view, view.table.select(features), keys)
             (rows,) = await reads.read_async(
                 self._get_session(config), [statements], config.online_store.read_concurrency
             )
@@ -139,24 +137,26 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         shape = answers.MatrixShape.of(table, view.table)
         stored = text_keys(shape.join_key, keys)
         with store_errors(table.name):
-            statements = self._reads(config, view, shape.features, stored)
+            statements = self._reads(config, view, view.table.select(shape.features), stored)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
         return answers.embeddings(view.name, shape, keys, stored, rows, _oldest(config, table))
 
-    def has_rows(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether `read_matrix` would find each of `keys`, (N,), without reading vectors where the view keeps ids.
+    def read_versions(self, config: RepoConfig, table: FeatureView, keys: Sequence[str]) -> dict[str, RowVersion]:
+        """Which event of each of `keys` is online, deletions too; keys that have none are left out. Reads no vectors.
 
         Raises:
-            ValueError: the view is not of that kind.
+            ValueError: the view is not of the kind that `read_matrix` takes, or keeps no embedding ids.
         """
         view = self._view(config, table)
         shape = answers.MatrixShape.of(table, view.table)
-        features = shape.features[1:] or shape.features  # the id is written with the vector
+        if len(shape.features) == 1:
+            raise ValueError(f"feature view {table.name!r} keeps no embedding ids")
         stored = text_keys(shape.join_key, keys)
         with store_errors(table.name):
-            statements = self._reads(config, view, features, stored)
+            select = view.table.select_version(shape.features[1])  # the id is written with the vector
+            statements = self._reads(config, view, select, stored)
             (rows,) = reads.read(self._get_session(config), [statements], config.online_store.read_concurrency)
-        return answers.found(stored, rows, _oldest(config, table))
+        return answers.versions(keys, stored, rows, _oldest(config, table))
 
     # `get_online_features`: what Feast calls between preparing a request and its on-demand features. Both forms are
     # Feast's own seam for stores that can read several views at once; the rest of its contract is untouched.
@@ -176,7 +176,9 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             for view, features in grouped_refs
         ]
         with store_errors(", ".join(each.view.name for each in asked)):
-            statements = [self._reads(config, each.online, each.known, each.keys) for each in asked]
+            statements = [
+                self._reads(config, each.online, each.online.table.select(each.known), each.keys) for each in asked
+            ]
             rows = reads.read(self._get_session(config), statements, config.online_store.read_concurrency)
         for each, found in zip(asked, rows, strict=True):
             each.answer(online_features_response, found, full_feature_names, include_feature_view_version_metadata)
@@ -198,7 +200,9 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with store_errors(", ".join(each.view.name for each in asked)):
             for each in asked:
                 await self._prepare(config, each.online.table.select(each.known))
-            statements = [self._reads(config, each.online, each.known, each.keys) for each in asked]
+            statements = [
+                self._reads(config, each.online, each.online.table.select(each.known), each.keys) for each in asked
+            ]
             rows = await reads.read_async(self._get_session(config), statements, config.online_store.read_concurrency)
         for each, found in zip(asked, rows, strict=True):
             each.answer(online_features_response, found, full_feature_names, include_feature_view_version_metadata)
@@ -430,13 +434,11 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             versioned=config.registry.enable_online_feature_view_versioning,
         )
 
-    def _reads(
-        self, config: RepoConfig, view: OnlineView, features: Sequence[str], keys: Sequence[bytes | None]
-    ) -> list[RawBound]:
+    def _reads(self, config: RepoConfig, view: OnlineView, select: str, keys: Sequence[bytes | None]) -> list[RawBound]:
         wanted = [key for key in keys if key is not None]
         if not wanted:
             return []
-        statement = self._statement(config, view.table.select(features))
+        statement = self._statement(config, select)
         return reads.chunks(
             statement, self._cluster.metadata, view.table.keyspace, wanted, config.online_store.read_chunk_size
         )

@@ -15,6 +15,7 @@ from feast.value_type import ValueType
 from encoders.spec import EncoderSpec, SpecError
 from encoders.weights import pin_weights
 from feature_repo.offline_store import ensure_readable
+from feature_repo.services import SWITCH_TAG, kept
 
 REQUEST_SOURCE = "embed_requests"  # data source in the registry: where embeddings are asked for
 REQUEST_FIELDS = {
@@ -23,6 +24,8 @@ REQUEST_FIELDS = {
     "requested_at": "timestamp",
     "attempt": "int",
     "priority": "string",
+    "not_before": "timestamp",
+    "refresh": "boolean",
 }
 
 EMBEDDING = "embedding"
@@ -49,7 +52,8 @@ def feast_objects(
 
     Args:
         encoders: the declarations; each becomes a push source and a feature view.
-        services: name of a feature service → names of the views that a model uses together.
+        services: name of a feature service → names of the views that a model uses together. One that `embark migrate`
+            switched over stays so while its declaration is the one that was switched away from.
         kafka: bootstrap servers of the request topic, `host:port[,host:port]`.
         repo: the folder of `feature_store.yaml`; history lies in `data/history` below it.
 
@@ -58,7 +62,7 @@ def feast_objects(
             declaration that differs from the one registered under the same version.
     """
     store = FeatureStore(repo_path=str(repo))
-    registered = _registered_before(store)
+    registered, before = _registered_before(store)
     entities = {m: Entity(name=m, join_keys=[k], value_type=ValueType.STRING) for m, k in JOIN_KEYS.items()}
     views: dict[str, FeatureView] = {}
     for declared in encoders:
@@ -72,8 +76,17 @@ def feast_objects(
         unknown = sorted(set(members) - set(views))
         if unknown:
             raise SpecError(f"service {name!r} names {', '.join(unknown)}; declared are {', '.join(views) or 'none'}")
+        switch = kept(name, members, before.get(name), set(views))
+        if switch is not None and list(members) != switch.declares_now:
+            print(
+                f"embark: service {name!r} stays switched: name {switch.new} in the place of {switch.old} in catalog.py"
+            )
+            feature_services[name] = before[name]
+            continue
         feature_services[name] = FeatureService(
-            name=name, features=[views[m][[EMBEDDING, EMBEDDING_ID]] for m in members]
+            name=name,
+            features=[views[m][[EMBEDDING, EMBEDDING_ID]] for m in members],
+            tags={SWITCH_TAG: before[name].tags[SWITCH_TAG]} if switch is not None else {},
         )
     requests = KafkaSource(
         name=REQUEST_SOURCE,
@@ -149,8 +162,9 @@ def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
     )
 
 
-def _registered_before(store: FeatureStore) -> dict[str, EncoderSpec]:
+def _registered_before(store: FeatureStore) -> tuple[dict[str, EncoderSpec], dict[str, FeatureService]]:
     try:
-        return encoder_specs(store, allow_cache=False)
+        services = store.registry.list_feature_services(store.project)
+        return encoder_specs(store, allow_cache=False), {each.name: each for each in services}
     except (FileNotFoundError, FeastObjectNotFoundException):
-        return {}
+        return {}, {}

@@ -1,7 +1,7 @@
 """Where embeddings are archived: history, then online, through Feast's stores."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -18,10 +18,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import embedding_id
+from feature_repo.embeddings import RowVersion, embedding_id
 from feature_repo.online.matrix_rows import MatrixRows
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_ID, EVENT_TIME
+from materializer.deletions import Deletions
+from materializer.messages import Announcement
 
 
 class ArchiveUnavailable(Exception):
@@ -67,12 +69,19 @@ class EmbeddedBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def announcements(self, view: str) -> list[Announcement]:
+        """What is told of the batch when it is online."""
+        return [
+            Announcement("embedded", view, key, int(time), id_)
+            for key, time, id_ in zip(self.keys, self.event_time, self.embedding_id, strict=True)
+        ]
+
 
 class Archive(Protocol):
     """What a worker asks of the archive."""
 
-    def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
-        """Those of `keys` that are online.
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> Mapping[str, RowVersion]:
+        """Which event of each of `keys` is online, deletions too; keys that have none are left out.
 
         Raises:
             ArchiveUnavailable: the online store did not answer.
@@ -99,7 +108,7 @@ class Archive(Protocol):
 class ArchivedKeys(Protocol):
     """What an archive asks of the online store: `feature_repo.online_rows.FeastOnlineRows`."""
 
-    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]: ...
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> dict[str, RowVersion]: ...
 
 
 class FeastArchive:
@@ -125,10 +134,17 @@ class FeastArchive:
         self._views: dict[EncoderSpec, FeatureView] = {}
         self._reading = threading.Lock()  # Feast's cache of views may mix two registries where two threads read it
 
-    def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> Mapping[str, RowVersion]:
         with _translated("the online store"):
-            found = self._rows.has(spec, keys)
-        return {key for key, is_there in zip(keys, found, strict=True) if is_there}
+            return self._rows.versions(spec, keys)
+
+    def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that have an embedding online.
+
+        Raises:
+            ArchiveUnavailable: the online store did not answer.
+        """
+        return {key for key, version in self.versions(spec, keys).items() if not version.deleted}
 
     def append_history(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         with _translated("history"):
@@ -139,6 +155,26 @@ class FeastArchive:
         with _translated("the online store"):
             view, provider = self._view(spec), self._store._get_provider()
             provider.online_write_batch(self._store.config, view, rows(spec, batch), None)
+
+    def append_deletions(self, spec: EncoderSpec, deletions: Deletions) -> None:
+        """Appends them to history: durable when this returns.
+
+        Raises:
+            ArchiveUnavailable: they may or may not have been appended.
+        """
+        with _translated("history"):
+            view, provider = self._view(spec), self._store._get_provider()
+            provider.offline_write_batch(self._store.config, view, deletions.table(spec), None)
+
+    def delete_online(self, spec: EncoderSpec, deletions: Deletions) -> None:
+        """Removes the rows that look-ups answer.
+
+        Raises:
+            ArchiveUnavailable: any of them may or may not have been removed.
+        """
+        with _translated("the online store"):
+            view, provider = self._view(spec), self._store._get_provider()
+            provider.online_write_batch(self._store.config, view, deletions.rows(spec), None)
 
     def _view(self, spec: EncoderSpec) -> FeatureView:
         with self._reading:
@@ -208,6 +244,17 @@ class MemoryArchive:
     history: list[pa.Table] = field(default_factory=list)
     rows: dict[tuple[str, str], tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
     """(view, key) → event time in µs, vector (dim,): the last event, as in the online store."""
+    deleted: dict[tuple[str, str], RowVersion] = field(default_factory=dict)
+    """(view, key) → its deletion, where that is the last event."""
+
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> dict[str, RowVersion]:
+        found = {key: self.deleted[spec.view, key] for key in keys if (spec.view, key) in self.deleted}
+        for key in keys:
+            if (spec.view, key) in self.rows:
+                time, vector = self.rows[spec.view, key]
+                id_ = embedding_id(spec.view, key, time, vector)
+                found[key] = RowVersion(event_time=time, created_time=time, embedding_id=id_)
+        return found
 
     def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
         return {key for key in keys if (spec.view, key) in self.rows}
@@ -218,6 +265,20 @@ class MemoryArchive:
 
     def write_online(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         for key, time, vector in zip(batch.keys, batch.event_time, batch.vectors, strict=True):
-            row = self.rows.get((spec.view, key))
-            if row is None or row[0] <= time:
+            row, deletion = self.rows.get((spec.view, key)), self.deleted.get((spec.view, key))
+            if (row is None or row[0] <= time) and (deletion is None or deletion.event_time < time):
                 self.rows[spec.view, key] = (int(time), vector)
+                self.deleted.pop((spec.view, key), None)
+
+    def append_deletions(self, spec: EncoderSpec, deletions: Deletions) -> None:
+        named = pa.array([spec.view] * len(deletions))
+        self.history.append(deletions.table(spec).append_column("view", named))
+
+    def delete_online(self, spec: EncoderSpec, deletions: Deletions) -> None:
+        for key, time in zip(deletions.keys, deletions.event_time, strict=True):
+            row = self.rows.get((spec.view, key))
+            if row is None or row[0] < time:
+                self.rows.pop((spec.view, key), None)
+                self.deleted[spec.view, key] = RowVersion(
+                    event_time=int(time), created_time=deletions.deleted_at, embedding_id=None
+                )

@@ -104,6 +104,7 @@ class Backfill:
         save: told the number of a row when all up to it is done: acknowledged, or nothing to send. May raise OSError.
         report: shown the tally every now and then.
         per_second: requests a second at most.
+        refresh: asks for what is archived too: it is recomputed, as a new event, and served as it is until then.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Backfill:
         save: Callable[[int], None] = lambda _: None,
         report: Callable[[Tally], None] = lambda _: None,
         per_second: float | None = None,
+        refresh: bool = False,
     ) -> None:
         self._spec = spec
         self._topics = topics
@@ -128,6 +130,7 @@ class Backfill:
         self._save = save
         self._report = report
         self._rate = Rate(per_second, clock, stop.wait) if per_second else None
+        self._refresh = refresh
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._unacknowledged: list[Any] = []
         self._rows_since = 0  # the last checkpoint
@@ -145,7 +148,7 @@ class Backfill:
         """
         done = 0
         try:
-            for chunk in _chunks(rows, CHUNK):
+            for chunk in chunks(rows, CHUNK):
                 # 1. canonical keys; rows without one, and keys read before, ask for nothing
                 wanted = [(row, *self._checked(row)) for row in chunk]
                 # 2. nor do archived ones
@@ -186,11 +189,14 @@ class Backfill:
         self._seen[digest] = None
         if len(self._seen) > REMEMBERED:  # forgetting one costs at most a request too many
             self._seen.popitem(last=False)
-        return EmbedRequest(view=self._spec.view, key=key, requested_at=min(time, now), priority="bulk"), ""
+        request = EmbedRequest(
+            view=self._spec.view, key=key, requested_at=min(time, now), priority="bulk", refresh=self._refresh
+        )
+        return request, ""
 
     def _archived(self, keys: Sequence[str]) -> set[str]:
         try:
-            return self._archive.archived(self._spec, keys) if keys else set()
+            return self._archive.archived(self._spec, keys) if keys and not self._refresh else set()
         except ArchiveUnavailable as error:
             raise BackfillStopped(str(error)) from error
 
@@ -252,7 +258,7 @@ def _kafka_errors() -> Iterator[None]:
         raise BackfillStopped(f"Kafka does not acknowledge the requests: {error!r}") from error
 
 
-def _chunks(rows: Iterable[Row | None], size: int) -> Iterator[list[Row]]:
+def chunks(rows: Iterable[Row | None], size: int) -> Iterator[list[Row]]:
     """Rows by `size`; fewer, or none, where a pipe pauses, and at the end."""
     chunk: list[Row] = []
     for row in rows:

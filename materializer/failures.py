@@ -51,6 +51,11 @@ class Failure:
     detail: str
     remedy: Remedy
 
+    @property
+    def marks(self) -> bool:
+        """Whether look-ups are to be told: not of a refresh, whose key has an embedding or is asked for when missed."""
+        return self.remedy == "never" and self.canonical and self.request is not None and not self.request.refresh
+
 
 def retry_delay(attempt: int) -> float:
     """Seconds until the next try after `attempt` tries before: doubling from 1 s, at most 60 s, less up to half."""
@@ -91,7 +96,7 @@ class Failures:
             future.get(timeout=FLUSH_SECONDS)
         marks: dict[str, dict[str, str]] = {}
         for failure in failures:
-            if failure.remedy == "never" and failure.canonical and failure.request:
+            if failure.marks and failure.request:
                 why = f"{failure.reason}: {failure.detail}"
                 marks.setdefault(failure.request.view, {})[failure.request.key] = why
         for view, reasons in marks.items():

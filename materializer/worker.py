@@ -14,11 +14,13 @@ from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory, UnknownView
 from feature_repo.failures import FailureMarks
+from materializer.announcements import Announcer, failed
 from materializer.archive import Archive, EmbeddedBatch
 from materializer.clock import Clock, SystemClock
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
 from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
-from materializer.messages import EmbedRequest, MalformedMessage, Topics
+from materializer.messages import Announcement, EmbedRequest, MalformedMessage, Topics
+from materializer.needed import needed
 from materializer.outage import Abandoned, Patience
 from materializer.pace import Pace
 from materializer.stages import Stages
@@ -77,6 +79,7 @@ class Batch:
         taken: their records.
         asked: the requests, one a view and key, without those that are in a batch before this one.
         wanted: of these, by view, those that nobody has an answer to.
+        known: what is told of the others, once more: whoever answered them may have died before it told.
         embedded: by view, what Retina made of them.
         failures: what got no embedding.
         abandoned: why it is not finished, if it is not; nothing of it is committed then.
@@ -87,6 +90,7 @@ class Batch:
     asked: list[Asked]
     failures: list[Failure]
     wanted: list[tuple[EncoderSpec, list[Asked]]] = field(default_factory=list)
+    known: list[Announcement] = field(default_factory=list)
     embedded: list[tuple[EncoderSpec, EmbeddedBatch]] = field(default_factory=list)
     abandoned: str = ""
 
@@ -123,6 +127,7 @@ class Worker:
         self._clock = clock or SystemClock()
         self._group = GroupMember(consumer, self._clock)
         self._failures = Failures(producer, marks, topics, self._clock, delay)
+        self._announcer = Announcer(producer, topics)
         self._retina = retina
         self._archive = archive
         self._marks = marks
@@ -132,7 +137,7 @@ class Worker:
         self._pace = Pace(self._clock)
         self._overlap = overlap
         self._count = 0  # of batches
-        self._in_flight: set[tuple[str, str]] = set()  # view and key of what is asked for in the stages
+        self._in_flight: set[tuple[str, str, int]] = set()  # `identity` of what is asked for in the stages
         self._first_abandoned: int | None = None  # number of a batch; any thread sets it
         self._to_rewind: list[Taken] = []
         self._stages = (self._find, self._embed, self._append, self._write)
@@ -159,7 +164,7 @@ class Worker:
                             # 3. drop what is archived or marked; 4. group by view      (`_find`)
                             # 5. Retina                                                 (`_embed`)
                             # 6. history: nothing is served whose row is not there      (`_append`)
-                            # 7. online; failures: retry topic / dead letter + mark     (`_write`)
+                            # 7. online; failures: retry topic / dead letter + mark; announce   (`_write`)
                             while not stages.offer(batch, ROOM_SECONDS):
                                 self._group.stay(0, stop)
                                 commit(stages)
@@ -197,7 +202,7 @@ class Worker:
                     "%d requests are read again, by this worker or another: %s", len(batch.taken), batch.abandoned
                 )
                 self._to_rewind.append(batch.taken)
-            self._in_flight.difference_update((one.request.view, one.request.key) for one in batch.asked)
+            self._in_flight.difference_update(identity(one.request) for one in batch.asked)
         if self._to_rewind and not stages.inside:
             self._group.rewind(self._to_rewind)
             self._to_rewind = []
@@ -225,9 +230,20 @@ class Worker:
     def _find(self, batch: Batch, patience: Patience) -> None:
         for spec, requests in by_view(batch.asked):
             keys = [one.request.key for one in requests]
-            archived = patience.until_done(partial(self._archive.archived, spec, keys), batch.taken, spec)
+            versions = patience.until_done(partial(self._archive.versions, spec, keys), batch.taken, spec)
             marked = patience.until_done(partial(self._marks.read, spec.view, keys), batch.taken, spec)
-            wanted = [one for one in requests if one.request.key not in archived and one.request.key not in marked]
+            wanted = []
+            for one in requests:
+                key, version = one.request.key, versions.get(one.request.key)
+                request = needed(one.request, one.record.timestamp * 1000, version)
+                if request is not None and (request.refresh or key not in marked):
+                    wanted.append(replace(one, request=request))
+                elif request is not None:
+                    batch.known.append(Announcement("failed", spec.view, key, request.requested_at, 0))
+                elif version is not None and version.embedding_id is not None:
+                    batch.known.append(
+                        Announcement("embedded", spec.view, key, version.event_time, version.embedding_id)
+                    )
             if wanted:
                 batch.wanted.append((spec, wanted))
 
@@ -248,6 +264,9 @@ class Worker:
             patience.until_done(partial(self._archive.write_online, spec, embedded), batch.taken, spec)
             logger.info("%s: %d embeddings archived", spec.view, len(embedded))
         patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
+        told = [each for spec, embedded in batch.embedded for each in embedded.announcements(spec.view)]
+        told += batch.known + failed(batch.failures)
+        patience.until_done(partial(self._announcer.announce, told), batch.taken)
 
     def _due(self, records: Sequence[Record]) -> list[Record]:
         """The records less the retries that are not due yet; their partitions rest until they are.
@@ -279,7 +298,7 @@ class Worker:
 
     def _decode(self, taken: Taken) -> Batch:
         """Well-formed requests, one a view and key, and the failures of the rest."""
-        chosen: dict[tuple[str, str], Asked] = {}
+        chosen: dict[tuple[str, str, bool], Asked] = {}
         failures: list[Failure] = []
         refreshed = False
         for record in taken.records:
@@ -301,12 +320,13 @@ class Worker:
                     )
                 )
                 continue
-            if (request.view, request.key) in self._in_flight:
+            if identity(request) in self._in_flight:
                 continue  # a batch before this one answers it, and is committed first
-            before = chosen.get((request.view, request.key))
+            one = (request.view, request.key, request.refresh)
+            before = chosen.get(one)
             if before is None or _rank(request) < _rank(before.request):
-                chosen[request.view, request.key] = Asked(record=record, request=request, spec=spec)
-        self._in_flight.update(chosen)
+                chosen[one] = Asked(record=record, request=request, spec=spec)
+        self._in_flight.update(identity(one.request) for one in chosen.values())
         self._count += 1
         return Batch(number=self._count, taken=taken, asked=list(chosen.values()), failures=failures)
 
@@ -358,16 +378,22 @@ class Worker:
 
 
 def by_view(asked: Iterable[Asked]) -> list[tuple[EncoderSpec, list[Asked]]]:
-    """The requests of each view together, in the order in which the views came up."""
-    views: dict[str, tuple[EncoderSpec, list[Asked]]] = {}
+    """The requests of each view together, in the order in which the views came up; refreshes apart: no key is twice."""
+    views: dict[tuple[str, bool], tuple[EncoderSpec, list[Asked]]] = {}
     for one in asked:
-        views.setdefault(one.spec.view, (one.spec, []))[1].append(one)
+        views.setdefault((one.spec.view, one.request.refresh), (one.spec, []))[1].append(one)
     return list(views.values())
 
 
+def identity(request: EmbedRequest) -> tuple[str, str, int]:
+    """Equal for requests of which one answers the other: a refresh is answered by itself alone."""
+    return (request.view, request.key, request.requested_at if request.refresh else 0)
+
+
 def _rank(request: EmbedRequest) -> tuple[int, int]:
-    # The earliest is the event; of equal ones (a retry that was sent twice) the one that has been tried more.
-    return (request.requested_at, -request.attempt)
+    # The earliest is the event, of refreshes the last; of equal ones (a retry that was sent twice) the one that has
+    # been tried more.
+    return (-request.requested_at if request.refresh else request.requested_at, -request.attempt)
 
 
 def _check(spec: EncoderSpec, count: int, encoded: Encoded) -> None:

@@ -10,7 +10,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
 from numpy.typing import NDArray
 
-from feature_repo.embeddings import Embeddings, Status, all_missing, embedding_id
+from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id
 from feature_repo.online.columns import Column, Vectors, matrix
 from feature_repo.online.reads import Row
 from feature_repo.online.rows import from_micros
@@ -111,11 +111,20 @@ def embeddings(
     return answer
 
 
-def found(stored: Sequence[bytes | None], rows: Mapping[bytes, Row], oldest: int) -> NDArray[np.bool_]:
-    """Whether each key has a row that is visible, (N,)."""
-    there = np.zeros(len(stored), dtype=np.bool_)
-    there[[i for i, row in _whole(stored, rows) if from_bigint(row[1]) >= oldest]] = True
-    return there
+def versions(
+    keys: Sequence[str], stored: Sequence[bytes | None], rows: Mapping[bytes, Row], oldest: int
+) -> dict[str, RowVersion]:
+    """Key → the event that is online, of rows of `OnlineTable.select_version`; none before `oldest` (µs)."""
+    found: dict[str, RowVersion] = {}
+    for key, at in zip(keys, stored, strict=True):
+        row: Any = None if at is None else rows.get(at)
+        if row is not None and (event_time := from_bigint(row[1])) >= oldest:
+            found[key] = RowVersion(
+                event_time=event_time,
+                created_time=from_bigint(row[2]),
+                embedding_id=None if row[3] is None else from_bigint(row[3]),
+            )
+    return found
 
 
 def _whole(stored: Sequence[bytes | None], rows: Mapping[bytes, Row]) -> list[tuple[int, tuple[Any, ...]]]:

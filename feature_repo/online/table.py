@@ -80,6 +80,11 @@ class OnlineTable:
         columns = ", ".join(["entity_key", "event_time", "nulls", *(quoted(self.columns[f].name) for f in features)])
         return f"SELECT {columns} FROM {self.cql} WHERE entity_key IN ? PER PARTITION LIMIT 1"  # noqa: S608
 
+    def select_version(self, feature: str) -> str:
+        """The newest row of each of a list of keys: entity_key, event_time, created_time, then `feature`."""
+        columns = f"entity_key, event_time, created_time, {quoted(self.columns[feature].name)}"
+        return f"SELECT {columns} FROM {self.cql} WHERE entity_key IN ? PER PARTITION LIMIT 1"  # noqa: S608
+
     def insert(self, features: Sequence[str]) -> str:
         """A row, and the end of its lesser versions. Binds: stamp, key columns, nulls, features, ttl, key columns."""
         columns = ", ".join([*KEY_COLUMNS, "nulls", *(quoted(self.columns[f].name) for f in features)])

@@ -10,10 +10,9 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import String
 from feast.value_type import ValueType
-from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, Status, all_missing, embedding_id
+from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id
 from feature_repo.offline_store import part_schema
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import feature_view
@@ -46,14 +45,19 @@ class FeastRows:
                 rows.embedding_id[i] = values["embedding_id"].int64_val
         return rows
 
-    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
-        return self.read(spec, keys).found
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> dict[str, RowVersion]:
+        rows = self.read(spec, keys)
+        return {
+            key: RowVersion(event_time=NOON, created_time=NOON, embedding_id=int(rows.embedding_id[i]))
+            for i, key in enumerate(keys)
+            if rows.found[i]
+        }
 
 
 class NoRows:
     """An online store that is down."""
 
-    def has(self, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.bool_]:
+    def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> dict[str, RowVersion]:
         raise StoreUnavailable("Cassandra does not answer")
 
 

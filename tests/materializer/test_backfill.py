@@ -278,3 +278,13 @@ def test_an_empty_input_is_done_at_once(desk: Desk) -> None:
     report: Callable[[Tally], None] = reported.append
     assert desk.run([], report=report).read == 0
     assert (desk.sent, desk.saved, len(reported)) == ([], [], 1)
+
+
+def test_a_refresh_asks_for_what_is_archived_too(desk: Desk) -> None:
+    desk.archive.rows[TEXT.view, "a"] = (START - 9, np.zeros(4, dtype=np.float32))
+    tally = desk.run(rows("a", "b", " a "), refresh=True)
+    assert [(request.key, request.refresh, request.requested_at) for request in desk.sent] == [
+        ("a", True, START),
+        ("b", True, START),
+    ]
+    assert (tally.sent, tally.archived, tally.duplicates) == (2, 0, 1)

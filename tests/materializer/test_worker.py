@@ -17,8 +17,9 @@ from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import MemoryFailureMarks
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchive
 from materializer.dead_letter import DeadLetter
+from materializer.deletions import AFTER, Deletions
 from materializer.failures import MAX_ATTEMPTS, retry_delay
-from materializer.messages import EmbedRequest, Topics
+from materializer.messages import Announcement, EmbedRequest, Topics, decode_announcements
 from materializer.worker import Limits, Worker
 from tests.materializer.fakes import START, FakeClock, FakeConsumer, FakeKafka, FakeProducer, ScriptedRetina
 
@@ -117,6 +118,11 @@ class Kitchen:
     @property
     def dead(self) -> list[DeadLetter]:
         return [DeadLetter.from_record(record) for record in self.kafka.records(TOPICS.dead_letters)]
+
+    @property
+    def announced(self) -> list[Announcement]:
+        records = self.kafka.records(TOPICS.embedded)
+        return [each for record in records for each in decode_announcements(record.value)]
 
     @property
     def lag(self) -> int:
@@ -243,6 +249,123 @@ def test_a_permanent_failure_is_a_dead_letter_and_a_mark(kitchen: Kitchen) -> No
     assert (letter.reason, letter.detail, letter.view, letter.key) == ("NotFound", "404", TEXT.view, "gone")
     assert letter.value == kitchen.kafka.records(TOPICS.live)[0].value
     assert kitchen.retries == []
+
+
+def test_what_is_online_or_given_up_is_announced_before_it_is_committed(kitchen: Kitchen) -> None:
+    kitchen.retina.outcomes = {"gone": [NOT_FOUND], "slow": [TIMEOUT, EMBEDDED]}
+    kitchen.producer.errors.append(KafkaTimeoutError())  # of the first retry and dead letter
+    kitchen.ask("a", "gone", "slow", requested_at=START - 7)
+    kitchen.run()
+    rows = {row[TEXT.join_key]: row["embedding_id"] for table in kitchen.archive.history for row in table.to_pylist()}
+    assert kitchen.announced == [
+        Announcement("embedded", TEXT.view, "a", START - 7, rows["a"]),
+        Announcement("failed", TEXT.view, "gone", START - 7, 0),
+        Announcement("embedded", TEXT.view, "slow", START - 7, rows["slow"]),
+    ]
+
+
+def test_what_could_not_be_announced_is_not_committed(kitchen: Kitchen) -> None:
+    kitchen.ask("a")
+    kitchen.producer.errors.extend([KafkaTimeoutError(), Crash()])
+    with pytest.raises(Crash):
+        kitchen.run()
+    assert kitchen.keys == {"a"}
+    assert kitchen.lag == 1
+
+
+def test_a_replay_of_what_was_written_but_not_announced_announces_it(kitchen: Kitchen) -> None:
+    kitchen.retina.outcomes = {"gone": [NOT_FOUND]}
+    kitchen.ask("a", "gone", requested_at=START - 7)
+    kitchen.run()
+    told = kitchen.announced
+    kitchen.kafka.committed.clear()
+    kitchen.run_again()
+    assert len(told) == 2
+    assert kitchen.announced == told * 2
+    assert kitchen.retina.calls == [["a", "gone"]]
+
+
+def test_a_refresh_is_a_new_event_of_what_is_archived_and_a_replay_of_it_does_nothing(kitchen: Kitchen) -> None:
+    kitchen.ask("a", "b", requested_at=START - 9)
+    kitchen.run()
+    kitchen.ask("a", topic=TOPICS.bulk, requested_at=START - 5, refresh=True)
+    kitchen.run_again()
+    assert kitchen.retina.calls == [["a", "b"], ["a"]]
+    assert [kitchen.archive.rows[TEXT.view, key][0] for key in "ab"] == [START - 5, START - 9]
+    assert kitchen.history == ["a", "b", "a"]
+    kitchen.kafka.committed.clear()
+    kitchen.run_again()
+    assert kitchen.history == ["a", "b", "a"]
+
+
+def test_a_failed_refresh_keeps_the_row_and_marks_nothing(kitchen: Kitchen) -> None:
+    kitchen.ask("a", requested_at=START - 9)
+    kitchen.run()
+    kitchen.retina.outcomes["a"] = [TIMEOUT, NOT_FOUND]
+    kitchen.ask("a", topic=TOPICS.bulk, requested_at=START - 5, refresh=True)
+    kitchen.run_again()
+    assert kitchen.archive.rows[TEXT.view, "a"][0] == START - 9
+    assert kitchen.marks.marks == {}
+    assert [(letter.reason, letter.attempt) for letter in kitchen.dead] == [("NotFound", 1)]
+    assert [each.kind for each in kitchen.announced] == ["embedded"]
+    assert kitchen.lag == 0
+
+
+def test_a_refresh_is_done_whatever_failed_before(kitchen: Kitchen) -> None:
+    kitchen.marks.mark(TEXT.view, {"a": "NotFound: 404"})
+    kitchen.ask("a", refresh=True)
+    kitchen.run()
+    assert kitchen.keys == {"a"}
+
+
+def test_a_refresh_beside_a_first_request_is_an_event_of_its_own(kitchen: Kitchen) -> None:
+    kitchen.ask("a", requested_at=START - 9)
+    kitchen.ask("a", requested_at=START - 5, refresh=True)
+    kitchen.ask("a", requested_at=START - 3, refresh=True)  # the last refresh answers those before
+    kitchen.run()
+    assert kitchen.retina.calls == [["a"], ["a"]]
+    assert kitchen.archive.rows[TEXT.view, "a"][0] == START - 3
+    times = [row["event_timestamp"].microsecond for table in kitchen.archive.history for row in table.to_pylist()]
+    assert times == [999_991, 999_997]
+
+
+def removed(kitchen: Kitchen, key: str, row: int) -> None:
+    """The key's row of that event time is removed now."""
+    kitchen.archive.delete_online(
+        TEXT, Deletions(keys=(key,), event_time=np.array([row + AFTER]), deleted_at=kitchen.clock.now())
+    )
+
+
+def test_a_late_replay_does_not_bring_a_removed_key_back(kitchen: Kitchen) -> None:
+    kitchen.ask("a", requested_at=START - 9)
+    kitchen.ask("a", requested_at=START - 5, topic=TOPICS.bulk, refresh=True)
+    kitchen.run()
+    assert kitchen.archive.rows[TEXT.view, "a"][0] == START - 5
+    kitchen.clock.seconds += 1
+    removed(kitchen, "a", START - 5)
+    kitchen.kafka.committed.clear()
+    kitchen.run_again()
+    assert kitchen.keys == set()
+    assert len(kitchen.history) == 2
+    assert kitchen.lag == 0
+
+
+def test_a_request_after_a_removal_is_an_event_after_it(kitchen: Kitchen) -> None:
+    kitchen.ask("a", "b", requested_at=START - 9)
+    kitchen.run()
+    kitchen.clock.seconds += 1
+    removed(kitchen, "a", START - 9)
+    removed(kitchen, "b", START - 9)
+    kitchen.clock.seconds += 1
+    kitchen.ask("a", requested_at=START - 9)  # a backfill by its publish time
+    asked = kitchen.clock.now()
+    kitchen.ask("b", requested_at=asked)  # a look-up
+    kitchen.run_again()
+    assert kitchen.archive.rows[TEXT.view, "a"][0] == START - 9 + 2 * AFTER
+    assert kitchen.archive.rows[TEXT.view, "b"][0] == asked
+    kitchen.kafka.committed.clear()
+    kitchen.run_again()
+    assert len(kitchen.history) == 4
 
 
 def test_a_retryable_failure_is_tried_again_when_it_is_due_with_its_event_time(kitchen: Kitchen) -> None:
