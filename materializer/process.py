@@ -97,7 +97,7 @@ def create_topics(servers: str, topics: Topics) -> None:
         ensure_topics(admin, topics, replication=min(brokers, 3))
 
 
-def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
+def open_consumer(servers: str, topics: Topics, *, session_timeout_ms: int = SESSION_TIMEOUT_MS) -> KafkaConsumer:
     """The consumer of a worker: it commits only what it is told to."""
     return ResumingConsumer(
         bootstrap_servers=servers.split(","),
@@ -109,7 +109,7 @@ def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
         # Named, since kafka-python's own choice takes all partitions from all workers at each change.
         partition_assignment_strategy=[PerTopicStickyAssignor],
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-        session_timeout_ms=SESSION_TIMEOUT_MS,
+        session_timeout_ms=session_timeout_ms,
         heartbeat_interval_ms=HEARTBEAT_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         fetch_max_wait_ms=100,  # a lone request does not wait for company
