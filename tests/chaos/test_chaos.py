@@ -143,7 +143,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(chaos: Chaos, seed: int) 
             chaos.until(lambda: chaos.crew.at_work, "a worker starts again")
         chaos.send(wave)
         chaos.strike(what)
-        print(f"{time.monotonic() - began:6.1f} s  {what}", flush=True)
+        print(f"{pd.Timestamp.now(tz='UTC'):%H:%M:%S.%f} {time.monotonic() - began:6.1f} s  {what}", flush=True)
     chaos.until(lambda: not any(chaos.lag().values()), f"the lag becomes 0, not {chaos.lag()}")
     print(f"{time.monotonic() - began:6.1f} s  lag 0", flush=True)
     assert chaos.crew.drain(SECONDS) == [0] * WORKERS
@@ -172,13 +172,22 @@ def check_online(chaos: Chaos, spec: EncoderSpec, asked: Sequence[EmbedRequest])
         part = asked[start : start + CHUNK]
         found = rows.read(spec, [request.key for request in part])
         vectors = np.stack([memory_vector(request.key, spec.dim) for request in part])
-        assert found.found.all(), f"{(~found.found).sum()} keys of {spec.view} are not online"
+        assert found.found.all(), lost(
+            chaos, spec, [r.key for r, is_there in zip(part, found.found, strict=True) if not is_there]
+        )
         assert np.array_equal(found.vectors, vectors)
         assert found.event_time.tolist() == [request.requested_at for request in part]
         assert found.embedding_id.tolist() == [
             embedding_id(spec.view, request.key, request.requested_at, vector)
             for request, vector in zip(part, vectors, strict=True)
         ]
+
+
+def lost(chaos: Chaos, spec: EncoderSpec, keys: Sequence[str]) -> str:
+    """What history knows of keys that are not online: when they were embedded."""
+    parts = ds.dataset(parts_folder(chaos.store.get_feature_view(spec.view)))
+    rows = parts.to_table(columns=[spec.join_key, "created_timestamp"], filter=ds.field(spec.join_key).isin(list(keys)))
+    return f"{len(keys)} keys of {spec.view} are not online, in history they are:\n{rows.to_pandas()}"
 
 
 def check_history(chaos: Chaos, spec: EncoderSpec, asked: Sequence[EmbedRequest]) -> int:

@@ -19,6 +19,7 @@ from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchiv
 from materializer.dead_letter import DeadLetter
 from materializer.failures import MAX_ATTEMPTS, retry_delay
 from materializer.messages import EmbedRequest, Topics
+from materializer.metrics import WorkerMetrics
 from materializer.worker import Limits, Worker
 from tests.materializer.fakes import START, FakeClock, FakeConsumer, FakeKafka, FakeProducer, ScriptedRetina
 
@@ -59,7 +60,8 @@ class BreakingArchive(MemoryArchive):
 class Kitchen:
     """A worker and all it touches."""
 
-    def __init__(self, *specs: EncoderSpec) -> None:
+    def __init__(self, *specs: EncoderSpec, metrics: WorkerMetrics | None = None) -> None:
+        self.metrics = metrics
         self.specs = {spec.view: spec for spec in specs or (TEXT, IMAGE)}
         self.clock = FakeClock()
         self.kafka = FakeKafka(self.clock)
@@ -94,6 +96,7 @@ class Kitchen:
             limits=limits,
             delay=lambda attempt: float(2**attempt),
             overlap=False,  # time passes where this thread waits
+            metrics=self.metrics,
         )
         worker.run(self.stop)
 
