@@ -18,6 +18,7 @@ from feature_repo.failures import MemoryFailureMarks
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchive
 from materializer.dead_letter import DeadLetter
 from materializer.failures import MAX_ATTEMPTS, retry_delay
+from materializer.group import MAX_BYTES
 from materializer.messages import EmbedRequest, Topics
 from materializer.metrics import WorkerMetrics
 from materializer.worker import Limits, Worker
@@ -41,10 +42,17 @@ class Crash(Exception):
 
 @dataclass(frozen=True)
 class BreakingArchive(MemoryArchive):
-    """A `MemoryArchive` whose writes fail as told; each error befalls one call, after the write before it."""
+    """A `MemoryArchive` whose writes fail as told; each error befalls one call, after the write before it.
 
+    Keys that are `forgotten` it does not know to be archived.
+    """
+
+    forgotten: set[str] = field(default_factory=set)
     history_errors: list[Exception] = field(default_factory=list)
     online_errors: list[Exception] = field(default_factory=list)
+
+    def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
+        return super().archived(spec, keys) - self.forgotten
 
     def append_history(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
         if self.history_errors:
@@ -161,6 +169,19 @@ def test_requests_are_encoded_a_view_at_a_time_in_batches(kitchen: Kitchen) -> N
     assert kitchen.retina.calls == [list("abcde"), ["f"], ["http://h/1", "http://h/2"]]
 
 
+def test_a_flood_of_long_messages_is_taken_in_short_batches(kitchen: Kitchen) -> None:
+    half = b"x" * (MAX_BYTES // 2)
+    for value in (half, half, half):
+        kitchen.kafka.append(TOPICS.live, value)
+        kitchen.kafka.append(TOPICS.live, b"short")
+    poll = kitchen.consumer.poll
+    kitchen.consumer.poll = lambda **given: poll(**given | {"max_records": 1})  # type: ignore[method-assign]
+    kitchen.run()
+    assert [sum(offsets.values()) for offsets in kitchen.consumer.commits] == [3, 6]
+    assert len(kitchen.dead) == 6
+    assert kitchen.lag == 0
+
+
 @pytest.mark.parametrize("value", [b"\xff", b"{}", None, b'{"view": 1}'])
 def test_a_poison_message_becomes_a_dead_letter_and_the_rest_goes_on(kitchen: Kitchen, value: bytes | None) -> None:
     kitchen.ask("before")
@@ -248,6 +269,20 @@ def test_a_permanent_failure_is_a_dead_letter_and_a_mark(kitchen: Kitchen) -> No
     assert kitchen.retries == []
 
 
+def test_a_failure_to_embed_anew_keeps_the_vector_that_there_is(kitchen: Kitchen) -> None:
+    kitchen.ask("a")
+    kitchen.run()
+    before = dict(kitchen.archive.rows)
+    kitchen.retina.outcomes = {"a": [NOT_FOUND]}
+    kitchen.archive.forgotten.add("a")  # so that it is asked of Retina again
+    kitchen.ask("a", requested_at=START)
+    kitchen.run_again()
+    assert kitchen.retina.calls == [["a"], ["a"]]
+    assert kitchen.archive.rows == before
+    assert kitchen.history == ["a"]
+    assert [letter.key for letter in kitchen.dead] == ["a"]  # and a mark, which look-ups read of missing keys alone
+
+
 def test_a_retryable_failure_is_tried_again_when_it_is_due_with_its_event_time(kitchen: Kitchen) -> None:
     kitchen.retina.outcomes["slow"] = [TIMEOUT, TIMEOUT, EMBEDDED]
     kitchen.ask("slow", requested_at=START - 3)
@@ -315,8 +350,9 @@ def test_a_busy_or_absent_retina_is_waited_for_and_costs_no_attempt(
     assert [r for r in caplog.records if r.levelno == logging.ERROR]
 
 
-def test_while_a_batch_waits_no_partition_is_read(kitchen: Kitchen) -> None:
-    kitchen.retina.errors.append(RetinaAway("gone"))
+@pytest.mark.parametrize("error", [RetinaAway("gone"), RetinaBusy("full")])
+def test_while_a_batch_waits_no_partition_is_read(kitchen: Kitchen, error: Exception) -> None:
+    kitchen.retina.errors.append(error)
     kitchen.ask("a")
     kitchen.consumer.before_poll.extend([lambda: None] * 2 + [lambda: kitchen.ask("b")])
     kitchen.run(Limits(max_batch=1))
