@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from embark.metrics import metrics_served
 from embark.repo import open_store
 from embark.settings import Settings
 from feature_repo.directory import EncoderDirectory
@@ -54,15 +55,21 @@ def run_retina(settings: Settings) -> None:
 
 def run_materializer(settings: Settings) -> None:
     """KFC, until a signal stops it."""
+    from prometheus_client import CollectorRegistry
+
     from encoders.client import RetinaClient
+    from materializer.metrics import WorkerMetrics
     from materializer.process import run_worker
 
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
         RetinaClient(settings.retina_address) as retina,
+        metrics_served(settings.kfc_metrics, registry),
     ):
-        run_worker(open_store(settings.repo), directory=directory, retina=retina, stop=stop)
+        run_worker(open_store(settings.repo), directory=directory, retina=retina, stop=stop, metrics=metrics)
 
 
 def run_embark(settings: Settings) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,19 @@ from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_
 from materializer.deletions import Deletions
 from materializer.messages import Announcement
 
+ArchivePart = Literal["history", "online_store", "registry", "archive"]  # the last of an archive in one part
+
 
 class ArchiveUnavailable(Exception):
-    """The archive did not take or give what it was asked for, and may later; the message says which part and why."""
+    """The archive did not take or give what it was asked for, and may later; the message says which part and why.
+
+    Attributes:
+        part: which part, for metrics.
+    """
+
+    def __init__(self, message: str, part: ArchivePart = "archive") -> None:
+        super().__init__(message)
+        self.part: ArchivePart = part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +145,7 @@ class FeastArchive:
         self._reading = threading.Lock()  # Feast's cache of views may mix two registries where two threads read it
 
     def versions(self, spec: EncoderSpec, keys: Sequence[str]) -> Mapping[str, RowVersion]:
-        with _translated("the online store"):
+        with _translated("online_store"):
             return self._rows.versions(spec, keys)
 
     def archived(self, spec: EncoderSpec, keys: Sequence[str]) -> set[str]:
@@ -152,7 +162,7 @@ class FeastArchive:
             provider.offline_write_batch(self._store.config, view, table(spec, batch), None)
 
     def write_online(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None:
-        with _translated("the online store"):
+        with _translated("online_store"):
             view, provider = self._view(spec), self._store._get_provider()
             provider.online_write_batch(self._store.config, view, rows(spec, batch), None)
 
@@ -172,7 +182,7 @@ class FeastArchive:
         Raises:
             ArchiveUnavailable: any of them may or may not have been removed.
         """
-        with _translated("the online store"):
+        with _translated("online_store"):
             view, provider = self._view(spec), self._store._get_provider()
             provider.online_write_batch(self._store.config, view, deletions.rows(spec), None)
 
@@ -184,7 +194,7 @@ class FeastArchive:
                 self._store.refresh_registry()
                 view = self._store.get_feature_view(spec.view)
                 if EncoderSpec.from_tags(view.tags) != spec:
-                    raise ArchiveUnavailable(f"{spec.view} has changed in the registry")
+                    raise ArchiveUnavailable(f"{spec.view} has changed in the registry", "registry")
                 self._views[spec] = view
             return view
 
@@ -223,18 +233,19 @@ def table(spec: EncoderSpec, batch: EmbeddedBatch) -> pa.Table:
 
 
 @contextmanager
-def _translated(part: str) -> Iterator[None]:
+def _translated(part: ArchivePart) -> Iterator[None]:
     try:
         yield
     except StoreUnavailable as error:
-        raise ArchiveUnavailable(str(error)) from error
+        raise ArchiveUnavailable(str(error), part) from error
     except (NoHostAvailable, DriverException, ConnectionException, OSError) as error:
-        raise ArchiveUnavailable(f"{part} cannot be used: {error!r}") from error
+        named = "the online store" if part == "online_store" else part
+        raise ArchiveUnavailable(f"{named} cannot be used: {error!r}", part) from error
     except DecodeError as error:
         # Feast rewrites the registry's file in place: half of it may be seen.
-        raise ArchiveUnavailable(f"the registry cannot be read: {error}") from error
+        raise ArchiveUnavailable(f"the registry cannot be read: {error}", "registry") from error
     except FeastObjectNotFoundException as error:
-        raise ArchiveUnavailable(f"the registry does not hold the view (any more): {error}") from error
+        raise ArchiveUnavailable(f"the registry does not hold the view (any more): {error}", "registry") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from materializer.clock import Clock
 from materializer.dead_letter import DeadLetter
 from materializer.group import Record
 from materializer.messages import EmbedRequest, Topics
+from materializer.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,11 @@ class Failure:
         """Whether look-ups are to be told: not of a refresh, whose key has an embedding or is asked for when missed."""
         return self.remedy == "never" and self.canonical and self.request is not None and not self.request.refresh
 
+    @property
+    def gives_up(self) -> bool:
+        """Whether it goes to the dead letters; where it is no request, there is nothing to try again."""
+        return self.remedy == "never" or self.request is None
+
 
 def retry_delay(attempt: int) -> float:
     """Seconds until the next try after `attempt` tries before: doubling from 1 s, at most 60 s, less up to half."""
@@ -71,13 +77,20 @@ class Failures:
     """
 
     def __init__(
-        self, producer: Producer, marks: FailureMarks, topics: Topics, clock: Clock, delay: Callable[[int], float]
+        self,
+        producer: Producer,
+        marks: FailureMarks,
+        topics: Topics,
+        clock: Clock,
+        delay: Callable[[int], float],
+        metrics: WorkerMetrics,
     ) -> None:
         self._producer = producer
         self._marks = marks
         self._topics = topics
         self._clock = clock
         self._delay = delay
+        self._metrics = metrics
 
     def settle(self, failures: Sequence[Failure]) -> None:
         """Sends all, waits until the broker has them, then marks the keys that are given up.
@@ -101,10 +114,13 @@ class Failures:
                 marks.setdefault(failure.request.view, {})[failure.request.key] = why
         for view, reasons in marks.items():
             self._marks.mark(view, reasons)
+        for failure in failures:
+            count = self._metrics.gave_up if failure.gives_up else self._metrics.tried_again
+            count(failure.reason)
 
     def _send(self, failure: Failure) -> Any:
         request, now = failure.request, self._clock.now()
-        if failure.remedy == "never" or request is None:
+        if request is None or failure.gives_up:
             letter = DeadLetter.of(failure.record, request, reason=failure.reason, detail=failure.detail, failed_at=now)
             logger.warning("given up: %r %r: %s: %r", letter.view, letter.key[:80], letter.reason, letter.detail)
             return self._producer.send(self._topics.dead_letters, letter.value, failure.record.key, letter.headers)

@@ -17,6 +17,7 @@ IDLE_SECONDS = 0.5  # one wait for a first record: how soon a request to stop is
 FIRST_SECONDS = (
     0.02  # one wait for records that go first, while others may be waiting: time for an answer of the broker
 )
+MAX_BYTES = 16 << 20  # of messages, then a batch is full: 512 keys of 8 KiB fit in, not 512 of Kafka's longest, 1 MiB
 COMMIT_SECONDS = 30.0
 LEAVE_SECONDS = 10.0
 
@@ -100,6 +101,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def take(self, most: int, max_age: float, stop: threading.Event, most_later: int | None = None) -> Taken:
         """Up to `most` records, or those that came within `max_age` seconds of the first; none where none came.
 
+        Fewer where they are so long that memory would not hold many batches of them.
         Where no record of the topics that go first is waiting: up to `most_later` of any.
         """
         self._forget_lost()
@@ -118,8 +120,9 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         deadline = self._clock.monotonic() + seconds
         while not stop.is_set():
             count = sum(map(len, batch.values()))
+            size = sum(len(record.value or b"") for records in batch.values() for record in records)
             left = deadline - self._clock.monotonic()
-            if count >= most or left <= 0:
+            if count >= most or size >= MAX_BYTES or left <= 0:
                 break
             self._wake_due()
             try:

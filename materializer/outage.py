@@ -13,6 +13,7 @@ from feature_repo.directory import EncoderDirectory
 from feature_repo.session import StoreUnavailable
 from materializer.archive import ArchiveUnavailable
 from materializer.group import GroupMember, Taken
+from materializer.metrics import Cause, WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,22 @@ class Patience:
     Args:
         group: asked whether a batch is still this member's.
         directory: an encoder that changes there while a batch waits ends the waiting.
+        metrics: told what is waited for.
         wait: lets seconds pass; ends early when `stop` is set.
         stop: ends the waiting too.
     """
 
     def __init__(
-        self, group: GroupMember, directory: EncoderDirectory, wait: Callable[[float], object], stop: threading.Event
+        self,
+        group: GroupMember,
+        directory: EncoderDirectory,
+        metrics: WorkerMetrics,
+        wait: Callable[[float], object],
+        stop: threading.Event,
     ) -> None:
         self._group = group
         self._directory = directory
+        self._metrics = metrics
         self._wait = wait
         self._stop = stop
 
@@ -62,21 +70,50 @@ class Patience:
                 changed in the registry, or when the worker was told to stop.
         """
         tries = 0
-        while True:
-            try:
-                return action()
-            except (RebalanceInProgressError, CommitFailedError) as error:
-                seconds = REBALANCE_SECONDS
-                logger.debug("a rebalance is under way: %s", error)
-            except OUTAGES as error:
-                tries += 1
-                seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
-                level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
-                logger.log(level, "%d requests wait %.1f s, then try %d: %r", len(taken), seconds, tries + 1, error)
-            self._wait(seconds)
-            if not self._group.still_has(taken):
-                raise Abandoned("its partitions went to other workers")
-            if spec is not None and self._directory.specs.get(spec.view) != spec:
-                raise Abandoned(f"{spec.view} has changed in the registry")
-            if self._stop.is_set():
-                raise Abandoned("told to stop during an outage")
+        with self._metrics.stall() as stall:
+            while True:
+                try:
+                    done = action()
+                except (RebalanceInProgressError, CommitFailedError) as error:
+                    seconds = REBALANCE_SECONDS
+                    logger.debug("a rebalance is under way: %s", error)
+                except OUTAGES as error:
+                    tries += 1
+                    seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
+                    stall.on(cause_of(error))
+                    level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
+                    logger.log(
+                        level,
+                        "%s: %d requests wait %.1f s, then try %d: %r",
+                        stall.cause,
+                        len(taken),
+                        seconds,
+                        tries + 1,
+                        error,
+                    )
+                else:
+                    if stall.cause:
+                        logger.warning(
+                            "%s: at try %d the outage is over, %d requests go on", stall.cause, tries + 1, len(taken)
+                        )
+                    return done
+                self._wait(seconds)
+                if not self._group.still_has(taken):
+                    raise Abandoned("its partitions went to other workers")
+                if spec is not None and self._directory.specs.get(spec.view) != spec:
+                    raise Abandoned(f"{spec.view} has changed in the registry")
+                if self._stop.is_set():
+                    raise Abandoned("told to stop during an outage")
+
+
+def cause_of(error: BaseException) -> Cause:
+    """What is away, by the error that it makes."""
+    if isinstance(error, ArchiveUnavailable):
+        return error.part
+    if isinstance(error, RetinaBusy):
+        return "busy_retina"
+    if isinstance(error, RetinaAway):
+        return "retina"
+    if isinstance(error, KafkaError):
+        return "kafka"
+    return "online_store" if isinstance(error, StoreUnavailable) else "system"

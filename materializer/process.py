@@ -18,9 +18,12 @@ from feature_repo.session import connect
 from feature_repo.views import request_topic
 from materializer.archive import FeastArchive
 from materializer.assignor import PerTopicStickyAssignor
+from materializer.backlog import Backlog
+from materializer.clock import SystemClock
 from materializer.consumer import ResumingConsumer
 from materializer.dead_letter import DeadLetter, read_dead_letters
-from materializer.messages import MAX_DEAD_LETTER_BYTES, Topics, ensure_topics
+from materializer.messages import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Topics, ensure_topics
+from materializer.metrics import WorkerMetrics
 from materializer.worker import Limits, Retina, Worker
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ def run_worker(
     retina: Retina,
     stop: threading.Event,
     limits: Limits | None = None,
+    metrics: WorkerMetrics | None = None,
 ) -> None:
     """Works until `stop` is set, then finishes the batch at hand and leaves the group.
 
@@ -56,11 +60,13 @@ def run_worker(
         store: an applied feature store, used by no other thread: Feast's registry cache belongs to one.
         directory: the registered encoders, kept fresh by the caller.
         retina: embeds; a `RetinaClient`, or in-process.
+        metrics: told what is done.
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
         NothingApplied: nothing has been registered yet.
     """
+    metrics = metrics or WorkerMetrics()
     servers, topics = topics_of(store)
     rows = FeastOnlineRows(store)
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
@@ -79,9 +85,11 @@ def run_worker(
             directory=directory,
             topics=topics,
             limits=limits,
+            metrics=metrics,
         )
         logger.info("taking requests from %s at %s", topics.live, servers)
-        worker.run(stop)
+        with Backlog(lambda: open_observer(servers, topics), topics, metrics, SystemClock()):
+            worker.run(stop)
     finally:
         producer.close(timeout=CLOSE_SECONDS)
 
@@ -97,7 +105,7 @@ def create_topics(servers: str, topics: Topics) -> None:
         ensure_topics(admin, topics, replication=min(brokers, 3))
 
 
-def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
+def open_consumer(servers: str, topics: Topics, *, session_timeout_ms: int = SESSION_TIMEOUT_MS) -> KafkaConsumer:
     """The consumer of a worker: it commits only what it is told to."""
     return ResumingConsumer(
         bootstrap_servers=servers.split(","),
@@ -109,7 +117,7 @@ def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
         # Named, since kafka-python's own choice takes all partitions from all workers at each change.
         partition_assignment_strategy=[PerTopicStickyAssignor],
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-        session_timeout_ms=SESSION_TIMEOUT_MS,
+        session_timeout_ms=session_timeout_ms,
         heartbeat_interval_ms=HEARTBEAT_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         fetch_max_wait_ms=100,  # a lone request does not wait for company
@@ -131,6 +139,21 @@ def open_announcement_reader(servers: str) -> KafkaConsumer:
         auto_offset_reset="none",  # a place that is gone is an error, not one to be skipped silently
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         fetch_max_wait_ms=500,
+        allow_auto_create_topics=False,
+    )
+
+
+def open_observer(servers: str, topics: Topics) -> KafkaConsumer:
+    """A consumer that sees what the workers' group has committed, and takes no part in it."""
+    return KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        bootstrap_timeout_ms=BOOTSTRAP_MS,
+        client_id=f"embark-materializer-{socket.gethostname()}-backlog",
+        group_id=topics.group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
         allow_auto_create_topics=False,
     )
 

@@ -20,6 +20,7 @@ from materializer.clock import Clock, SystemClock
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
 from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
 from materializer.messages import Announcement, EmbedRequest, MalformedMessage, Topics
+from materializer.metrics import STAGES, WorkerMetrics
 from materializer.needed import needed
 from materializer.outage import Abandoned, Patience
 from materializer.pace import Pace
@@ -107,6 +108,7 @@ class Worker:
         clock: time of day and age of batches.
         delay: seconds before the next try, from the number of tries before.
         overlap: whether the stages have threads of their own.
+        metrics: told what is done; of a registry of their own otherwise.
     """
 
     def __init__(
@@ -123,10 +125,12 @@ class Worker:
         limits: Limits | None = None,
         delay: Callable[[int], float] = retry_delay,
         overlap: bool = True,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._metrics = metrics or WorkerMetrics()
         self._group = GroupMember(consumer, self._clock)
-        self._failures = Failures(producer, marks, topics, self._clock, delay)
+        self._failures = Failures(producer, marks, topics, self._clock, delay, self._metrics)
         self._announcer = Announcer(producer, topics)
         self._retina = retina
         self._archive = archive
@@ -140,7 +144,7 @@ class Worker:
         self._in_flight: set[tuple[str, str, int]] = set()  # `identity` of what is asked for in the stages
         self._first_abandoned: int | None = None  # number of a batch; any thread sets it
         self._to_rewind: list[Taken] = []
-        self._stages = (self._find, self._embed, self._append, self._write)
+        self._stages = dict(zip(STAGES, (self._find, self._embed, self._append, self._write), strict=True))
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; then finishes the batches at hand, commits them and leaves the group.
@@ -148,9 +152,10 @@ class Worker:
         A batch that waits for an outage when `stop` comes is given back unfinished: the next worker reads it again.
         """
         poll_on = partial(self._group.wait, stop=stop)  # waiting so, this thread keeps its place in the group
-        patience = Patience(self._group, self._directory, stop.wait if self._overlap else poll_on, stop)
-        commit = partial(self._commit, Patience(self._group, self._directory, poll_on, stop))
-        work = (partial(self._through, stage, patience) for stage in self._stages)
+        patient = partial(Patience, self._group, self._directory, self._metrics)
+        patience = patient(stop.wait if self._overlap else poll_on, stop)
+        commit = partial(self._commit, patient(poll_on, stop))
+        work = (partial(self._through, name, patience) for name in self._stages)
         self._group.join(self._topics.live, self._topics.retry, later=(self._topics.bulk,))
         try:
             with Stages(*work, overlap=self._overlap) as stages:
@@ -160,6 +165,7 @@ class Worker:
                         taken = self._take(stop)
                         if taken.records:
                             # 2. decode (bad bytes → dead letter)
+                            self._metrics.taken(len(taken))
                             batch = self._decode(taken)
                             # 3. drop what is archived or marked; 4. group by view      (`_find`)
                             # 5. Retina                                                 (`_embed`)
@@ -208,7 +214,7 @@ class Worker:
             self._to_rewind = []
             self._first_abandoned = None
 
-    def _through(self, stage: Callable[[Batch, Patience], None], patience: Patience, batch: Batch) -> None:
+    def _through(self, name: str, patience: Patience, batch: Batch) -> None:
         """Has a stage work on a batch, unless that or one before it is abandoned: offsets are committed in order."""
         first = self._first_abandoned
         if first is not None and batch.number > first and not batch.abandoned:
@@ -216,7 +222,8 @@ class Worker:
         if batch.abandoned:
             return
         try:
-            stage(batch, patience)
+            with self._metrics.stage(name):
+                self._stages[name](batch, patience)
         except Abandoned as why:
             self._abandon(batch, str(why))
 
@@ -260,9 +267,13 @@ class Worker:
             patience.until_done(partial(self._archive.append_history, spec, embedded), batch.taken, spec)
 
     def _write(self, batch: Batch, patience: Patience) -> None:
+        missed = {(one.request.view, one.request.key) for one in batch.asked if one.request.priority == "live"}
         for spec, embedded in batch.embedded:
             patience.until_done(partial(self._archive.write_online, spec, embedded), batch.taken, spec)
             logger.info("%s: %d embeddings archived", spec.view, len(embedded))
+            ages = (self._clock.now() - embedded.event_time) / 1e6
+            waited = [age for key, age in zip(embedded.keys, ages, strict=True) if (spec.view, key) in missed]
+            self._metrics.archived(spec.view, len(embedded), waited)
         patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
         told = [each for spec, embedded in batch.embedded for each in embedded.announcements(spec.view)]
         told += batch.known + failed(batch.failures)

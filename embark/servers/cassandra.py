@@ -34,8 +34,8 @@ OPENS = (
     "jdk.management/com.sun.management.internal"
 ).split()
 
-# A periodic commit log may lose the last 10 s of a machine (not of a process) that dies, as by default; on a cluster
-# the replicas have them.
+# A periodic commit log may lose the last 10 s of a machine that dies, and the last 0.1 s of a process that is killed (a
+# replay ends at the last mark), as by default; on a cluster the replicas have them.
 YAML = """\
 cluster_name: embark
 num_tokens: 16

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from prometheus_client.parser import text_string_to_metric_families
 
 from embark.child_process import ChildProcess
 from embark.repo import open_store, write_repo
@@ -38,6 +40,7 @@ class System:
             repo=folder / "repo",
             embark_address=f"127.0.0.1:{free_port()}",
             retina_address=f"127.0.0.1:{free_port()}",
+            kfc_metrics=f"127.0.0.1:{free_port()}",
         )
         self.folder = folder
         self.stack = ExitStack()
@@ -80,6 +83,15 @@ class System:
     def all_hits(self, keys: Sequence[str]) -> bool:
         return bool((self.lookup(keys).status == Status.HIT).all())
 
+    def told(self, name: str) -> float | None:
+        """The sum of a metric of KFC's over its labels; None while nobody tells it."""
+        try:
+            with urllib.request.urlopen(f"http://{self.settings.kfc_metrics}/metrics", timeout=PATIENCE) as answer:
+                families = text_string_to_metric_families(answer.read().decode())
+        except OSError:
+            return None
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
     def requests_published(self) -> int:
         """How many requests have ever been put on the live topic."""
         servers, topic = request_topic(self.store)
@@ -121,6 +133,11 @@ def test_a_kfc_that_is_killed_again_and_again_loses_no_request_and_shows_no_doub
         killed(kfc)
         kfc = system.start("materialize")
     system.until(lambda: system.all_hits(keys), "a request was lost")
+    system.until(lambda: system.told("kfc_lag_requests") == 0.0, "something is not committed")
+    assert (system.told("kfc_archived_total") or 0) > 0  # by the worker that was left
+    assert system.told("kfc_miss_to_hit_seconds_count") == system.told("kfc_archived_total")
+    assert system.told("kfc_stalled") == 0.0
+    assert kfc.stop() == 0  # SIGTERM: it finishes what it has at hand
 
     served = system.lookup(keys)
     now = [pd.Timestamp.now(tz="UTC").floor("us")] * len(keys)

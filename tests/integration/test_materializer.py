@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 import pytest
 from feast import FeatureStore
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -21,6 +22,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Embeddings
 from feature_repo.failures import CassandraFailureMarks
+from feature_repo.offline_store import parts_folder
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
 from feature_repo.views import encoder_specs, request_topic
@@ -144,9 +146,17 @@ class Bench:
         past: pd.DataFrame = job.to_df()
         return past.set_index("text").loc[list(keys)]
 
+    def rows(self) -> list[tuple[str, int]]:
+        """Key and event time (µs) of all rows in history, those written again by a replay once."""
+        parts = parts_folder(self.store.get_feature_view(VIEW))
+        table = ds.dataset(parts).to_table(columns=["text", "event_timestamp", "embedding_id"])
+        times = table["event_timestamp"].cast("int64").to_pylist()
+        rows = set(zip(table["text"].to_pylist(), times, table["embedding_id"].to_pylist(), strict=True))
+        return sorted((key, at) for key, at, _ in rows)
+
     def lag(self) -> int:
         with closing(open_consumer(self.kafka, self.topics)) as consumer:
-            names = (self.topics.live, self.topics.retry)
+            names = (self.topics.live, self.topics.bulk, self.topics.retry)
             partitions = [TopicPartition(t, p) for t in names for p in consumer.partitions_for_topic(t)]
             ends = consumer.end_offsets(partitions)
             return sum(ends[p] - (consumer.committed(p) or 0) for p in partitions)
@@ -310,11 +320,13 @@ def test_a_partition_that_was_paused_is_read_to_its_end(bench: Bench) -> None:
     assert read == 40
 
 
-def test_two_workers_share_the_partitions_and_a_rebalance_loses_nothing(bench: Bench) -> None:
-    keys = [f"text {i}" for i in range(600)]
+def test_two_workers_share_the_partitions_and_a_rebalance_during_slow_batches_loses_and_doubles_nothing(
+    bench: Bench,
+) -> None:
+    keys, asked_at = sorted(f"text {i}" for i in range(600)), _now()
     first, second = SlowRetina(bench.specs), SlowRetina(bench.specs)
     limits = Limits(max_batch=8)
-    bench.ask(keys)
+    bench.ask(keys, requested_at=asked_at)
     with ExitStack() as stack:
         with bench.working(first, limits=limits) as stop:
             wait_until(lambda: bool(first.calls) or stop.is_set())
@@ -329,7 +341,9 @@ def test_two_workers_share_the_partitions_and_a_rebalance_loses_nothing(bench: B
     assert second.calls
     past = bench.history(keys)
     assert len(past) == len(keys)
-    assert past["embedding_id"].notna().all()
+    assert list(past["embedding_id"]) == list(bench.online(keys).embedding_id)
+    assert bench.rows() == [(key, asked_at) for key in keys]
+    assert _letters(bench) == []
     assert bench.lag() == 0
 
 
@@ -341,16 +355,22 @@ class PacedRetina(MemoryRetina):
         return super().encode(view, fingerprint, keys, timeout)
 
 
-def test_a_look_up_overtakes_a_backfill_of_a_hundred_thousand_keys(bench: Bench) -> None:
+def test_a_look_up_overtakes_a_backfill_of_a_hundred_thousand_keys(
+    bench: Bench, record_property: Callable[[str, object], None]
+) -> None:
     requests = [
         EmbedRequest(view=VIEW, key=f"old title {i}", requested_at=_now(), priority="bulk") for i in range(100_000)
     ]
     bench.send([(request.partition_key, request.encode()) for request in requests], bench.topics.bulk)
     with bench.working(PacedRetina({view: spec.dim for view, spec in bench.specs.items()}, {})) as stop:
         wait_until(lambda: bool(bench.online([r.key for r in requests[:5000]]).found.any()) or stop.is_set())
-        for i in range(5):
+        waited = []
+        for i in range(7):
             asked = time.monotonic()
             bench.ask([f"new title {i}"])
-            bench.wait_until_online([f"new title {i}"])
-            assert time.monotonic() - asked < 3.0
+            bench.wait_until_online([f"new title {i}"], stop)
+            waited.append(time.monotonic() - asked)
+    record_property("miss to hit, s", waited)
+    print(f"miss to hit: median {np.median(waited):.2f} s, at most {max(waited):.2f} s")
+    assert np.median(waited) < 3.0  # a promise: the one test here that is timed
     assert not bench.online([r.key for r in requests[-2000:]]).found.all()  # it was still under way

@@ -19,7 +19,9 @@ from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchiv
 from materializer.dead_letter import DeadLetter
 from materializer.deletions import AFTER, Deletions
 from materializer.failures import MAX_ATTEMPTS, retry_delay
+from materializer.group import MAX_BYTES
 from materializer.messages import Announcement, EmbedRequest, Topics, decode_announcements
+from materializer.metrics import WorkerMetrics
 from materializer.worker import Limits, Worker
 from tests.materializer.fakes import START, FakeClock, FakeConsumer, FakeKafka, FakeProducer, ScriptedRetina
 
@@ -60,7 +62,8 @@ class BreakingArchive(MemoryArchive):
 class Kitchen:
     """A worker and all it touches."""
 
-    def __init__(self, *specs: EncoderSpec) -> None:
+    def __init__(self, *specs: EncoderSpec, metrics: WorkerMetrics | None = None) -> None:
+        self.metrics = metrics
         self.specs = {spec.view: spec for spec in specs or (TEXT, IMAGE)}
         self.clock = FakeClock()
         self.kafka = FakeKafka(self.clock)
@@ -95,6 +98,7 @@ class Kitchen:
             limits=limits,
             delay=lambda attempt: float(2**attempt),
             overlap=False,  # time passes where this thread waits
+            metrics=self.metrics,
         )
         worker.run(self.stop)
 
@@ -162,6 +166,19 @@ def test_requests_are_encoded_a_view_at_a_time_in_batches(kitchen: Kitchen) -> N
     kitchen.ask("http://h/1", "http://h/2", view=IMAGE.view, partition=1)
     kitchen.run(Limits(max_batch=5))
     assert kitchen.retina.calls == [list("abcde"), ["f"], ["http://h/1", "http://h/2"]]
+
+
+def test_a_flood_of_long_messages_is_taken_in_short_batches(kitchen: Kitchen) -> None:
+    half = b"x" * (MAX_BYTES // 2)
+    for value in (half, half, half):
+        kitchen.kafka.append(TOPICS.live, value)
+        kitchen.kafka.append(TOPICS.live, b"short")
+    poll = kitchen.consumer.poll
+    kitchen.consumer.poll = lambda **given: poll(**given | {"max_records": 1})  # type: ignore[method-assign]
+    kitchen.run()
+    assert [sum(offsets.values()) for offsets in kitchen.consumer.commits] == [3, 6]
+    assert len(kitchen.dead) == 6
+    assert kitchen.lag == 0
 
 
 @pytest.mark.parametrize("value", [b"\xff", b"{}", None, b'{"view": 1}'])
@@ -435,8 +452,9 @@ def test_a_busy_or_absent_retina_is_waited_for_and_costs_no_attempt(
     assert [r for r in caplog.records if r.levelno == logging.ERROR]
 
 
-def test_while_a_batch_waits_no_partition_is_read(kitchen: Kitchen) -> None:
-    kitchen.retina.errors.append(RetinaAway("gone"))
+@pytest.mark.parametrize("error", [RetinaAway("gone"), RetinaBusy("full")])
+def test_while_a_batch_waits_no_partition_is_read(kitchen: Kitchen, error: Exception) -> None:
+    kitchen.retina.errors.append(error)
     kitchen.ask("a")
     kitchen.consumer.before_poll.extend([lambda: None] * 2 + [lambda: kitchen.ask("b")])
     kitchen.run(Limits(max_batch=1))
