@@ -85,7 +85,9 @@ def migrate(
         told.show(as_json)
         return
     before, after = registered(store, old, "OLD"), registered(store, new, "NEW")
-    if before.modality != after.modality or old == new:
+    if old == new:
+        raise click.BadParameter(f"another view than {old} is expected", param_hint="NEW")
+    if before.modality != after.modality:
         raise click.BadParameter(f"{old} is of {before.modality}s, {new} of {after.modality}s", param_hint="NEW")
     told.switched = service is not None and is_switched(store, old, new, service)  # and an unknown service is an error
     # 1. the keys of the old view, and their event times

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.offline.columns import TIME, Columns
+from feature_repo.offline.deletions import without_deletions
 from feature_repo.offline.gather import key_codes, take
 from feature_repo.offline.history import History, PartsHistory, TableHistory
 from feature_repo.offline.parts import TIE, folder_of, history_schema, is_history
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
 
-NO_KEY = -1  # of a row that nothing finds
 ATTEMPTS = 3  # a part that went away while it was read was compacted: its rows are in another one
 
 
@@ -202,10 +202,8 @@ def features_at(
     index = history.index([*asked.keys.values(), *([tie] if tie else [])], times)
     wanted = _canonical(asked.view, entities.select(list(asked.keys)))
     key, of_history = key_codes(wanted, index.select(list(asked.keys.values())))
-    if tie and not as_served and EncoderSpec.from_tags(asked.view.tags) is not None:
-        # A row without an id is a deletion: from when it was made, look-ups missed the key, which `as_served` tells.
-        # What stood for the content at a time does not change by it.
-        of_history = np.where(pc.is_null(index[tie]).to_numpy(), NO_KEY, of_history)
+    if tie and not as_served:
+        of_history = without_deletions(asked.view, index[tie], of_history)
     rows = rows_of(index, of_history, columns, tie)
     del index  # the keys of all rows: as large as the answer, where history is long
     found = rows_at(rows, key, moments, ttl=ttl, as_served=as_served)
