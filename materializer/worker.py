@@ -176,9 +176,10 @@ class Worker:
                                 commit(stages)
                         # 8. commit, in order: every effect above is durable
                         commit(stages)
-                        while self._to_rewind and not stop.is_set():  # what came after it comes out first
-                            self._group.stay(ROOM_SECONDS, stop)
-                            commit(stages)
+                        while self._to_rewind and not stop.is_set():
+                            if not self._read_again(stages):
+                                self._group.stay(ROOM_SECONDS, stop)
+                                commit(stages)
                     while stages.inside:
                         self._group.stay(ROOM_SECONDS, stop)
                         commit(stages)
@@ -196,7 +197,7 @@ class Worker:
         return taken.only(self._due(taken.records))
 
     def _commit(self, patience: Patience, stages: Stages[Batch]) -> None:
-        """Commits what went through all stages; reads again what was abandoned, when nothing is behind it any more."""
+        """Commits what went through all stages, and keeps what was abandoned to be read again."""
         for batch in stages.finished():
             if not batch.abandoned:
                 try:
@@ -209,10 +210,18 @@ class Worker:
                 )
                 self._to_rewind.append(batch.taken)
             self._in_flight.difference_update(identity(one.request) for one in batch.asked)
-        if self._to_rewind and not stages.inside:
-            self._group.rewind(self._to_rewind)
-            self._to_rewind = []
-            self._first_abandoned = None
+
+    def _read_again(self, stages: Stages[Batch]) -> bool:
+        """Goes back to what was abandoned, if all that was taken after it has come out of the stages.
+
+        Never while a batch still waits for room: it would go through, and commit what lies before it unfinished.
+        """
+        if stages.inside:
+            return False
+        self._group.rewind(self._to_rewind)
+        self._to_rewind = []
+        self._first_abandoned = None
+        return True
 
     def _through(self, name: str, patience: Patience, batch: Batch) -> None:
         """Has a stage work on a batch, unless that or one before it is abandoned: offsets are committed in order."""
@@ -331,8 +340,10 @@ class Worker:
                     )
                 )
                 continue
-            if identity(request) in self._in_flight:
-                continue  # a batch before this one answers it, and is committed first
+            if identity(request) in self._in_flight and record.topic != self._topics.retry:
+                # A batch before this one answers it, and is committed first. But a retry may be that very answer: it
+                # is there before the batch that sent it is committed, and due by then where a commit takes long.
+                continue
             one = (request.view, request.key, request.refresh)
             before = chosen.get(one)
             if before is None or _rank(request) < _rank(before.request):

@@ -8,12 +8,12 @@ from encoders.client import Outcome
 from encoders.spec import EncoderSpec
 from materializer.messages import EmbedRequest, Priority
 
-TEXT = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=64, network="text_lstm", weights="seeded:0")
+TEXT = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=32, network="text_lstm", weights="seeded:0")
 IMAGE = EncoderSpec(
     name="mobilenet_v3_small",
     version="v1",
     modality="image",
-    dim=576,
+    dim=32,
     network="torchvision:mobilenet_v3_small",
     weights="seeded:0",
 )

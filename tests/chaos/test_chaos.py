@@ -1,6 +1,7 @@
 """Everything at once: workers are killed, servers are killed, poison is planted, and nothing is lost or doubled.
 
-`uv run pytest -m chaos --chaos-seed 3` runs what a seed tells; see `docs/decisions.md`.
+`uv run pytest -m chaos --chaos-seed 3` does what follows from a seed: what is planted, the order of what is killed, and
+how long each waits. `-s` shows it as it goes. `docs/decisions.md` says why Cassandra is spared kill -9.
 """
 
 import os

@@ -27,7 +27,7 @@ from tests.chaos.requests import SPECS, outcome_of
 
 Point = Literal["history", "commit", "marks"]
 POINTS: tuple[Point, ...] = ("history", "commit", "marks")
-LIMITS = Limits(max_batch=256, max_attempts=1000)  # each process finds a slow key slow once more
+LIMITS = Limits(max_attempts=1000)  # each process finds a slow key slow once more
 SESSION_MS = 6000  # the least that a broker allows: a killed worker's partitions wait for so long
 
 

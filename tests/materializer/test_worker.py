@@ -1,6 +1,8 @@
 import logging
+import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from kafka.errors import CommitFailedError, KafkaTimeoutError
 from encoders.client import Outcome, RetinaAway, RetinaBusy, RetinaRefused, content_hash, memory_vector
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
-from feature_repo.failures import MemoryFailureMarks
+from feature_repo.failures import MARK_SECONDS, MemoryFailureMarks
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchive
 from materializer.dead_letter import DeadLetter
 from materializer.deletions import AFTER, Deletions
@@ -83,8 +85,8 @@ class Kitchen:
             request = EmbedRequest(view=view, key=key, **fields)
             self.kafka.append(topic, request.encode(), request.partition_key, partition=partition)
 
-    def run(self, limits: Limits | None = None) -> None:
-        """One process, until all is read."""
+    def run(self, limits: Limits | None = None, overlap: bool = False) -> None:
+        """One process, until all is read. Time passes where its thread waits; with `overlap`, wherever one polls."""
         self.stop.clear()
         worker = Worker(
             consumer=self.consumer,
@@ -97,7 +99,7 @@ class Kitchen:
             clock=self.clock,
             limits=limits,
             delay=lambda attempt: float(2**attempt),
-            overlap=False,  # time passes where this thread waits
+            overlap=overlap,
             metrics=self.metrics,
         )
         worker.run(self.stop)
@@ -690,6 +692,69 @@ def test_whatever_crashes_no_request_is_lost_and_none_is_committed_unfinished(
     letters = {(letter.topic, letter.partition, letter.offset): letter for letter in kitchen.dead}
     given_up = sum(fate in ("gone", "poison", "hopeless") for fate in fates)
     assert len({letter.key or place for place, letter in letters.items()}) == given_up
+
+
+# ── batches that overlap ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class WaitingMarks(MemoryFailureMarks):
+    """Marks that are written only when something has happened, or after a while."""
+
+    until: threading.Event = field(default_factory=threading.Event)
+
+    def mark(self, view: str, failures: Mapping[str, str], seconds: int = MARK_SECONDS) -> None:
+        self.until.wait(3.0)
+        super().mark(view, failures, seconds)
+
+
+def test_a_retry_that_is_due_before_the_batch_that_sent_it_is_committed_is_not_dropped(kitchen: Kitchen) -> None:
+    kitchen.retina.outcomes = {"slow": [TIMEOUT, EMBEDDED], "gone": [NOT_FOUND]}
+    marks = WaitingMarks({})
+    kitchen.marks = marks
+    kitchen.consumer.patience = math.inf  # threads wait in real time
+    encode = kitchen.retina.encode
+
+    def told(view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Any:
+        if kitchen.retina.calls:
+            marks.until.set()
+        return encode(view, fingerprint, keys, timeout)
+
+    kitchen.retina.encode = told  # type: ignore[method-assign]
+    kitchen.ask("slow", "gone")
+    kitchen.run(overlap=True)
+    assert marks.until.is_set()  # it was tried again while its first batch was not done
+    assert kitchen.keys == {"slow"}
+    assert kitchen.lag == 0
+
+
+def test_what_was_taken_after_a_batch_that_is_given_up_is_never_committed_before_it(kitchen: Kitchen) -> None:
+    gone, stays = TopicPartition(TOPICS.live, 0), TopicPartition(TOPICS.live, 1)
+    inside = 8  # batches: one at work and one waiting, in each stage
+    kitchen.consumer.patience = math.inf
+    kitchen.archive.online_errors.extend([ArchiveUnavailable("no host")] * 10_000)
+    kitchen.ask("a", partition=0)
+    kitchen.ask(*(f"b{i}" for i in range(inside + 2)), partition=1)
+    poll, commit = kitchen.consumer.poll, kitchen.consumer.commit
+    early: list[str] = []
+
+    def rebalance(**given: Any) -> Any:
+        if gone in kitchen.consumer.positions and kitchen.consumer.positions.get(stays) == inside:
+            kitchen.consumer.revoke([gone])
+            time.sleep(1.5)  # longer than the first batch waits: all that are inside come out within this poll
+            kitchen.archive.online_errors.clear()
+        return poll(**given)
+
+    def checked(offsets: Any, timeout_ms: int) -> None:
+        commit(offsets, timeout_ms)
+        done = kitchen.kafka.logs[stays][: kitchen.kafka.committed.get(stays, 0)]
+        early.extend({EmbedRequest.decode(record.value).key for record in done} - kitchen.keys)
+
+    kitchen.consumer.poll, kitchen.consumer.commit = rebalance, checked  # type: ignore[method-assign]
+    kitchen.run(Limits(max_batch=1), overlap=True)
+    assert gone not in kitchen.consumer.positions
+    assert early == []
+    assert kitchen.keys == {f"b{i}" for i in range(inside + 2)}
 
 
 # ── look-ups before backfills ────────────────────────────────────────────────────────────────────────────────────────
