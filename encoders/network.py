@@ -6,10 +6,13 @@ answer of its name server (DNS rebinding) is never asked for.
 
 import asyncio
 import contextlib
+import select
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore
@@ -61,6 +64,40 @@ def translated(url: str) -> Iterator[None]:
         raise ServerFailed(f"{host_of(url)} failed: {type(error).__name__}{because(error)}") from error
 
 
+class Stream(httpcore.AsyncNetworkStream):
+    """A connection that quickly tells whether its other end has hung up.
+
+    The pool asks that of all idle connections with each request, and httpcore's own stream takes 0.1 ms to find its
+    socket: with 16 connections that was a third of what a download took.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._socket = stream.get_extra_info("socket")
+        self._poll = select.poll()
+        self._poll.register(self._socket.fileno(), select.POLLIN)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """As of httpcore; `is_readable` between two requests means that the other end has hung up."""
+        if info == "is_readable":
+            return self._socket.fileno() < 0 or bool(self._poll.poll(0))
+        return self._stream.get_extra_info(info)
+
+
 class PinnedNetwork(httpcore.AsyncNetworkBackend):
     """Connects to addresses that were checked, never to a name."""
 
@@ -85,8 +122,8 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
         *others, last = usable[:MAX_ADDRESSES]
         for address in others:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):  # the next one may answer
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-        return await self._network.connect_tcp(last, port, timeout, local_address, socket_options)
+                return Stream(await self._network.connect_tcp(address, port, timeout, local_address, socket_options))
+        return Stream(await self._network.connect_tcp(last, port, timeout, local_address, socket_options))
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
         with contextlib.suppress(ValueError):  # an address needs no name server, and so no thread
