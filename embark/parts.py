@@ -6,12 +6,16 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from embark.metrics import metrics_served
 from embark.repo import open_store
 from embark.settings import Settings
 from feature_repo.directory import EncoderDirectory
 from feature_repo.views import encoder_specs
+
+if TYPE_CHECKING:
+    from encoders.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +38,35 @@ def directory_of(settings: Settings) -> EncoderDirectory:
     return EncoderDirectory(lambda: encoder_specs(store, allow_cache=False))
 
 
+def fetcher_of(settings: Settings) -> "Fetcher":
+    """What downloads images, as the settings allow it; to be called on the event loop that it is to belong to.
+
+    Raises:
+        ValueError: a root is no folder or prefix, a secret's host no host.
+    """
+    from encoders.fetch import Fetcher
+    from encoders.sources import sources
+
+    return Fetcher(
+        allowed_networks=settings.fetch_networks,
+        max_bytes=settings.fetch_max_bytes,
+        seconds=settings.fetch_seconds,
+        concurrency=settings.fetch_concurrency,
+        per_host=settings.fetch_per_host,
+        user_agent=settings.fetch_user_agent,
+        sources=sources(
+            settings.fetch_roots, data_urls=settings.fetch_data_urls, s3_endpoint=settings.fetch_s3_endpoint
+        ),
+        secrets=settings.fetch_secrets,
+    )
+
+
 def run_retina(settings: Settings) -> None:
     """Retina, until a signal stops it."""
-    from encoders.fetch import Fetcher
     from encoders.service import RetinaServer, RetinaService
 
     async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
-        async with Fetcher(allowed_networks=settings.fetch_networks) as fetcher:
+        async with fetcher_of(settings) as fetcher:
             service = RetinaService(registered=lambda: directory.specs, fetcher=fetcher, device=settings.device)
             async with RetinaServer(service, settings.retina_address) as server:
                 logger.info(

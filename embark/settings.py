@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from encoders.signing import HostSecret
+
 SETTINGS_FILE = "embark.toml"
 ADDRESS = r"^(.+:[0-9]{1,5})?\z"  # or nothing
 
@@ -36,6 +38,21 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where Retina computes")
     fetch_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
+    )
+    fetch_max_bytes: int = Field(20 << 20, ge=1, le=1 << 30, description="of one file that Retina downloads")
+    fetch_seconds: float = Field(10.0, gt=0, le=600, description="for one file with its redirects, once it is its turn")
+    fetch_concurrency: int = Field(64, ge=1, le=4096, description="downloads at a time; x fetch_max_bytes is memory")
+    fetch_per_host: int = Field(8, ge=1, le=4096, description="downloads at a time from one host")
+    fetch_user_agent: str = Field(
+        "EmbArk-Retina/0.1", pattern=r"^[!-~]([ -~]*[!-~])?\z", description="what Retina says it is"
+    )
+    fetch_data_urls: bool = Field(False, description="whether URLs may carry their content (data:)")
+    fetch_roots: list[str] = Field(
+        [], description="folders and prefixes that Retina may read: file:///srv/pictures, s3://bucket/pictures"
+    )
+    fetch_s3_endpoint: str = Field("", description="URL of a server that speaks S3, in the place of Amazon's")
+    fetch_secrets: dict[str, HostSecret] = Field(
+        {}, repr=False, description="host → the header that it is to be shown; see docs/fetching.md"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 

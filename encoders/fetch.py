@@ -1,111 +1,47 @@
-"""Guarded download of strangers' URLs: the boundary to the network.
+"""Guarded download of strangers' URLs: the boundary to the web, and to what else may be read.
 
-The address that is checked is the address that is connected to: a name is resolved once a connection, and a second
-answer of its name server (DNS rebinding) is never asked for. Proxy variables are ignored: through a proxy, nobody would
-know where a name leads.
+Proxy variables are ignored: through a proxy, nobody would know where a name leads.
 """
 
 import asyncio
-import contextlib
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import quote, urljoin, urlsplit
 from weakref import WeakValueDictionary
 
 import httpcore
 
-from encoders.addresses import Network, may_connect
-from encoders.encoder import Blocked, FetchError, NotFound, ServerFailed, Timeout, TooLarge
+from encoders.addresses import Network
+from encoders.encoder import Blocked, NotFound, ServerFailed, Timeout, TooLarge
 from encoders.keys import MAX_KEY_BYTES
+from encoders.network import PinnedNetwork, Resolve, because, system_addresses, translated
+from encoders.signing import HostSecret, Signer
+from encoders.sources import Source
 
-USER_AGENT = b"EmbArk-Retina/0.1"
+USER_AGENT = "EmbArk-Retina/0.1"
 MAX_BYTES = 20 << 20
 SECONDS = 10.0
 CONNECT_SECONDS = 4.0  # an address; < SECONDS, so that a name's second address has its turn
-MAX_ADDRESSES = 3  # of one name
+READ_SECONDS = 5.0  # without a byte
+TRICKLE_BYTES = 4096  # a second: at less, no picture comes to its end in SECONDS, so its place is given to another
+TRICKLE_CHUNKS = (
+    8  # and TRICKLE_SECONDS, before that is judged: a busy process finds few and large chunks, not many small
+)
+TRICKLE_SECONDS = 2.0
 MAX_REDIRECTS = 5
 CONCURRENCY = 64
-PER_HOST = 8
-RESOLVING_THREADS = 16  # `getaddrinfo` cannot be cut short, and a slow name server must not hold up all others
+PER_HOST = 8  # an eighth of all: eight hosts must be slow at once before others wait
+POOLS = 16  # of connections, by host: with each request a pool compares each of its connections with each other one
+READING_THREADS = 8  # of sources beside the web
 REDIRECTS = (301, 302, 303, 307, 308)
 BUSY = (408, 425, 429)
-# Which answers of `getaddrinfo` say that there is no such name; EAI_NODATA is not defined everywhere
-NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+NOTHING_ELSE: Mapping[str, Source] = MappingProxyType({})
+NO_SECRETS: Mapping[str, HostSecret] = MappingProxyType({})
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
-
-Resolve = Callable[[str, int], Sequence[str]]
-
-
-def system_addresses(host: str, port: int) -> list[str]:
-    """The addresses of a name, in the system's order of preference. Blocks.
-
-    Raises:
-        OSError, UnicodeError: there are none.
-    """
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-@contextlib.contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Every error of the network as a `FetchError`; one that is no such error is a bug and stays what it is."""
-    try:
-        yield
-    except FetchError:
-        raise
-    except (TimeoutError, httpcore.TimeoutException) as error:
-        raise Timeout(f"no answer in time from {_host(url)}{_because(error)}") from error
-    except socket.gaierror as error:
-        if error.errno in NO_SUCH_NAME:
-            raise NotFound(f"there is no host {_host(url)!r}") from error
-        raise ServerFailed(f"the name {_host(url)!r} cannot be resolved now{_because(error)}") from error
-    except UnicodeError as error:
-        raise NotFound(f"{_host(url)!r} is no valid name of a host{_because(error)}") from error
-    except httpcore.UnsupportedProtocol as error:
-        raise Blocked(f"only http and https are allowed{_because(error)}") from error
-    except (
-        httpcore.NetworkError,
-        httpcore.ProtocolError,
-        httpcore.ProxyError,
-        httpcore.ConnectionNotAvailable,
-        OSError,
-    ) as error:
-        raise ServerFailed(f"{_host(url)} failed: {type(error).__name__}{_because(error)}") from error
-
-
-class PinnedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, never to a name."""
-
-    def __init__(self, allowed: Sequence[Network], resolve: Resolve) -> None:
-        self._allowed = allowed
-        self._resolve = resolve
-        self._network = httpcore.AnyIOBackend()
-        self._threads = ThreadPoolExecutor(RESOLVING_THREADS, thread_name_prefix="resolve")
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._resolve, host, port)
-        usable = [address for address in dict.fromkeys(found) if may_connect(address, self._allowed)]
-        if not usable:
-            raise Blocked(f"{host!r} leads to {', '.join(found) or 'no address'}, which may not be fetched from")
-        *others, last = usable[:MAX_ADDRESSES]
-        for address in others:
-            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):  # the next one may answer
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-        return await self._network.connect_tcp(last, port, timeout, local_address, socket_options)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Fetcher:
@@ -117,8 +53,15 @@ class Fetcher:
         seconds: for one file with all its redirects, once it is its turn.
         concurrency: downloads at a time; times `max_bytes` is the most memory that they take.
         per_host: downloads at a time from one host.
+        user_agent: what it says it is.
+        sources: scheme → what reads its URLs; http(s) alone otherwise. The web never leads to them by a redirect.
+        secrets: host → the header that it is to be shown, as of `Signer`.
         resolve: host and port → addresses; called once a connection, on a thread.
         tls: certificates to trust; the system's and certifi's unless given.
+        clock: seconds since 1970, for signatures.
+
+    Raises:
+        ValueError: a secret's host is none.
     """
 
     def __init__(
@@ -129,22 +72,35 @@ class Fetcher:
         seconds: float = SECONDS,
         concurrency: int = CONCURRENCY,
         per_host: int = PER_HOST,
+        user_agent: str = USER_AGENT,
+        sources: Mapping[str, Source] = NOTHING_ELSE,
+        secrets: Mapping[str, HostSecret] = NO_SECRETS,
         resolve: Resolve = system_addresses,
         tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._user_agent = user_agent.encode()
+        self._sources = sources
+        self._signer = Signer(secrets)
+        self._clock = clock
+        self._reading = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read")
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._per_host = per_host
         self._slots = asyncio.Semaphore(concurrency)
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._network = PinnedNetwork(tuple(allowed_networks), resolve)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or httpcore.default_ssl_context(),
-            max_connections=2 * concurrency,  # never what is waited for
-            max_keepalive_connections=concurrency,
-            keepalive_expiry=5.0,
-            network_backend=self._network,
-        )
+        tls = tls or httpcore.default_ssl_context()
+        self._pools = [
+            httpcore.AsyncConnectionPool(
+                ssl_context=tls,
+                max_connections=2 * concurrency,  # never what is waited for
+                max_keepalive_connections=per_host,
+                keepalive_expiry=5.0,
+                network_backend=self._network,
+            )
+            for _ in range(POOLS)
+        ]
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,8 +112,10 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Closes all connections."""
-        await self._pool.aclose()
+        for pool in self._pools:
+            await pool.aclose()
         self._network.close()
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def fetch(self, url: str) -> bytes:
         """The file at a URL.
@@ -165,35 +123,54 @@ class Fetcher:
         Raises:
             FetchError: one of its kinds; see `encoders.encoder`.
         """
+        source = self._sources.get(url.partition(":")[0].lower())
+        if source is not None:
+            return await self._read_from(source, url)
         left = self._seconds
         loop = asyncio.get_running_loop()
+        first, trusted = checked(url), True
         for _ in range(1 + MAX_REDIRECTS):
             target = checked(url)
+            # Who was once led to another host is no more shown what the first may see: the other chose the path.
+            trusted = trusted and target.origin == first.origin
             # The host's turn first: whoever waits for a slow host must not keep a slot from the others.
             async with self._host_slot(target.host.decode()), self._slots:
                 began = loop.time()
                 with translated(url):
                     async with asyncio.timeout(left):
-                        answer = await self._get(target)
+                        answer = await self._get(target, trusted)
                 left -= loop.time() - began
             if isinstance(answer, bytes):
                 return answer
             url = _redirected(url, answer)
         raise NotFound(f"more than {MAX_REDIRECTS} redirects")
 
+    async def _read_from(self, source: Source, url: str) -> bytes:
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(self._reading, source, url, self._max_bytes)
+            except TimeoutError as error:
+                raise Timeout(f"not read in {self._seconds:g} s: {url[:80]!r}") from error
+
     def _host_slot(self, host: str) -> asyncio.Semaphore:
         return self._host_slots.setdefault(host, asyncio.Semaphore(self._per_host))
 
-    async def _get(self, target: httpcore.URL) -> bytes | str:
-        """The file, or where it is said to be."""
+    async def _get(self, target: httpcore.URL, trusted: bool) -> bytes | str:
+        """The file, or where it is said to be. Only a trusted host is shown its secret."""
+        host = _host_header(target)
         headers = [
-            (b"Host", _host_header(target)),
-            (b"User-Agent", USER_AGENT),
+            (b"Host", host),
+            (b"User-Agent", self._user_agent),
             (b"Accept", b"image/*, */*;q=0.1"),
             (b"Accept-Encoding", b"identity"),  # nothing is inflated, so nothing can burst
         ]
-        timeouts = {"connect": CONNECT_SECONDS}
-        async with self._pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts}) as response:
+        if trusted:
+            headers += self._signer.headers(target, host, int(self._clock()))
+        timeouts = {"connect": CONNECT_SECONDS, "read": READ_SECONDS}
+        pool = self._pools[hash(target.host) % POOLS]
+        async with pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts}) as response:
             fields = {name.lower(): value for name, value in response.headers}
             if response.status in REDIRECTS and b"location" in fields:
                 return fields[b"location"].decode("utf-8", "surrogateescape")
@@ -206,12 +183,19 @@ class Fetcher:
             return await self._read(response.aiter_stream())
 
     async def _read(self, stream: AsyncIterator[bytes]) -> bytes:
-        content = bytearray()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        chunks: list[bytes] = []
+        size = 0
         async for chunk in stream:
-            content += chunk
-            if len(content) > self._max_bytes:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self._max_bytes:
                 raise TooLarge(f"the file has more than the {self._max_bytes} bytes that are allowed")
-        return bytes(content)
+            seconds = loop.time() - began
+            if seconds > TRICKLE_SECONDS and len(chunks) > TRICKLE_CHUNKS and size < TRICKLE_BYTES * seconds:
+                raise Timeout(f"only {size} bytes came in {seconds:.1f} s")
+        return b"".join(chunks)
 
 
 def checked(url: str) -> httpcore.URL:
@@ -227,7 +211,7 @@ def checked(url: str) -> httpcore.URL:
         if not host.isascii():
             host = host.encode("idna").decode()
     except ValueError as error:  # UnicodeError is one
-        raise NotFound(f"no valid URL{_because(error)}: {url[:80]!r}") from None
+        raise NotFound(f"no valid URL{because(error)}: {url[:80]!r}") from None
     if parts.scheme.lower() not in ("http", "https"):
         raise Blocked(f"only http and https are allowed: {url[:80]!r}")
     if parts.username is not None or parts.password is not None:
@@ -247,7 +231,7 @@ def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise NotFound(f"redirected to no valid URL{_because(error)}: {location[:80]!r}") from None
+        raise NotFound(f"redirected to no valid URL{because(error)}: {location[:80]!r}") from None
 
 
 def _check_status(status: int) -> None:
@@ -261,11 +245,3 @@ def _check_status(status: int) -> None:
 def _host_header(target: httpcore.URL) -> bytes:
     host = b"[%b]" % target.host if b":" in target.host else target.host
     return host if target.port is None else b"%b:%d" % (host, target.port)
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc[:80]
-
-
-def _because(error: Exception) -> str:
-    return f": {error}" if str(error) else ""

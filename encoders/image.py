@@ -118,7 +118,7 @@ class ImageEncoder:
         Raises:
             DecodeError: no picture, or one beyond the limits.
         """
-        picture_3HW: Tensor = self._preprocess(_within_aspect(decode(content)))
+        picture_3HW: Tensor = self._preprocess(_within_aspect(decode(content, self._preprocess.resize_size[0])))
         return picture_3HW
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -3,12 +3,15 @@
 A key is the input itself (decision 1 of the design): an image's URL or a text. Free of torch.
 """
 
+import re
 import unicodedata
-from urllib.parse import quote, unquote, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit, urlunsplit
 
 from encoders.spec import EncoderSpec
 
 MAX_KEY_BYTES = 8192  # of UTF-8, after canonicalisation; a Cassandra partition key may hold 64 KiB
+DEFAULT_PORTS = {"http": 80, "https": 443}
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 UNRESERVED_IN_PATH = "/:@!$&'()*+,;=-._~%"
 
 
@@ -21,10 +24,12 @@ def canonical_key(spec: EncoderSpec, key: str) -> str:
 
     Text: Unicode NFC, stripped of white space around it. URL: scheme and host in lower case, IDNA host, no default
     port, no fragment, no empty path, no dot segments, upper-case percent escapes, none of the parameters that the view
-    drops. Idempotent.
+    drops. URLs of files, of objects on S3 and of inline data are keys too: whether they may be read is for Retina to
+    say, which answers `Blocked` unless it was told so. Idempotent.
 
     Raises:
-        KeyRefused: empty, longer than 8 KiB of UTF-8, with a NUL or a lone surrogate; or no http(s) URL.
+        KeyRefused: empty, longer than 8 KiB of UTF-8, with a NUL or a lone surrogate; or no URL of a scheme that could
+            be read.
     """
     if not key or not key.strip():
         raise KeyRefused("the key is empty")
@@ -50,33 +55,64 @@ def _canonical_url(spec: EncoderSpec, url: str) -> str:
         raise KeyRefused("the URL holds white space or a control character: escape it")
     try:
         parts = urlsplit(url)
-        port = parts.port
-        host = parts.hostname or ""
+        scheme = parts.scheme.lower()
+        if scheme in DEFAULT_PORTS:
+            netloc = _canonical_host(parts, url)
+        elif scheme in ("file", "s3"):
+            netloc = _canonical_place(parts, scheme)
+        elif scheme == "data":
+            return _canonical_data(url)
+        else:
+            raise KeyRefused(f"no http(s) URL, nor one of file, s3 or data: {url[:80]!r}")
+    except UnicodeError:
+        raise KeyRefused(f"the URL's host is no valid name: {url[:80]!r}") from None
+    except KeyRefused:
+        raise
     except ValueError as error:
         raise KeyRefused(f"no valid URL: {error}") from None
-    scheme = parts.scheme.lower()
-    if scheme not in ("http", "https"):
-        raise KeyRefused(f"no http(s) URL: {url[:80]!r}")
-    if not host:
-        raise KeyRefused(f"the URL names no host: {url[:80]!r}")
-    if parts.username is not None or parts.password is not None:
-        raise KeyRefused("the URL carries a user name or password")
-    if not host.isascii():
-        try:
-            host = host.encode("idna").decode()
-        except UnicodeError:
-            raise KeyRefused(f"the URL's host is no valid name: {host[:80]!r}") from None
-    netloc = f"[{host}]" if ":" in host else host
-    if port is not None and port != {"http": 80, "https": 443}[scheme]:
-        netloc += f":{port}"
     query = parts.query
     if spec.drop_query_params and query:
         query = "&".join(p for p in query.split("&") if unquote_plus(p.partition("=")[0]) not in spec.drop_query_params)
     return urlunsplit((scheme, netloc, _canonical_path(parts.path), _escaped(query), ""))
 
 
+def _canonical_host(parts: SplitResult, url: str) -> str:
+    host = parts.hostname or ""
+    if not host:
+        raise KeyRefused(f"the URL names no host: {url[:80]!r}")
+    if parts.username is not None or parts.password is not None:
+        raise KeyRefused("the URL carries a user name or password")
+    if not host.isascii():
+        host = host.encode("idna").decode()
+    netloc = f"[{host}]" if ":" in host else host
+    return netloc if parts.port in (None, DEFAULT_PORTS[parts.scheme.lower()]) else f"{netloc}:{parts.port}"
+
+
+def _canonical_place(parts: SplitResult, scheme: str) -> str:
+    """The bucket of an s3 URL; nothing for a file, which lies where Retina runs."""
+    if parts.query:
+        raise KeyRefused(f"a URL of {scheme} has no query: write a question mark as %3F")
+    if scheme == "s3":
+        if BUCKET.fullmatch(parts.netloc) is None:
+            raise KeyRefused(f"no valid name of a bucket: {parts.netloc[:80]!r}")
+        return parts.netloc
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise KeyRefused(f"a file URL names no host, as in file:///folder/a.jpg: {parts.netloc[:80]!r}")
+    if not parts.path.startswith("/"):
+        raise KeyRefused("a file URL has a whole path, as in file:///folder/a.jpg")
+    return ""
+
+
+def _canonical_data(url: str) -> str:
+    content = url.partition(":")[2].partition("#")[0]
+    if "," not in content:
+        raise KeyRefused("a data URL has a comma before its data, as in data:image/png;base64,iVBORw0K…")
+    return "data:" + _escaped(content)
+
+
 def _canonical_path(path: str) -> str:
     segments: list[str] = []
+    path = _escaped(path)  # first: an escaped dot is a dot
     for segment in path.split("/")[1:]:
         if segment == "..":
             if segments:
@@ -85,7 +121,7 @@ def _canonical_path(path: str) -> str:
             segments.append(segment)
     if path.endswith(("/.", "/..")):
         segments.append("")
-    return _escaped("/" + "/".join(segments))
+    return "/" + "/".join(segments)
 
 
 def _escaped(part: str) -> str:

@@ -10,7 +10,8 @@ import httpcore
 import pytest
 
 from encoders.encoder import Blocked, FetchError, NotFound, ServerFailed, Timeout, TooLarge
-from encoders.fetch import Fetcher, translated
+from encoders.fetch import Fetcher
+from encoders.network import translated
 from tests.encoders import web
 from tests.encoders.web import LOOPBACK, redirect_to, serving, status
 

@@ -28,6 +28,11 @@ TEXT = EncoderSpec(name="t", version="v1", modality="text", dim=4, network="text
         ("http://[2001:DB8::1]:8080/", "http://[2001:db8::1]:8080/"),
         ("http://a.example/x?b=2&a=1", "http://a.example/x?b=2&a=1"),
         ("  http://a.example/x\n", "http://a.example/x"),
+        ("http://a.example/a/%2e%2E/b", "http://a.example/b"),
+        ("FILE://localhost/a/../b%7e/c%2fd.jpg#x", "file:///b~/c%2Fd.jpg"),
+        ("S3://bucket/a/./b/é", "s3://bucket/a/b/%C3%A9"),
+        ("s3://bucket/a/%c3%a9", "s3://bucket/a/%C3%A9"),
+        ("DATA:image/png;base64,iVBOR+/=#x", "data:image/png;base64,iVBOR+/="),
     ],
 )
 def test_urls_of_one_resource_have_one_key(written: str, canonical: str) -> None:
@@ -52,8 +57,13 @@ def test_signatures_that_a_view_drops_do_not_make_an_input_new() -> None:
         ("", "empty"),
         ("   ", "empty"),
         ("ftp://a.example/x", "http"),
-        ("file:///etc/passwd", "http"),
-        ("data:image/png;base64,AAAA", "http"),
+        ("data:image/png;base64", "comma"),
+        ("file://host/a.jpg", "names no host"),
+        ("file:a.jpg", "whole path"),
+        ("file:///a.jpg?x", "%3F"),
+        ("s3:///a.jpg", "bucket"),
+        ("s3://key:secret@bucket/a.jpg", "bucket"),
+        ("s3://bucket/a.jpg?versionId=1", "%3F"),
         ("a.example/x.jpg", "http"),
         ("http:///x", "no host"),
         ("http://user:secret@a.example/", "user name"),
@@ -91,7 +101,18 @@ def test_any_text_is_refused_or_canonical_for_good(text: str) -> None:
     assert len(key.encode()) <= MAX_KEY_BYTES
 
 
-@given(st.builds("http://{}/{}?{}".format, st.sampled_from(["A.example", "b:81"]), st.text(), st.text()))
+PARTS = st.text() | st.text(alphabet="ab/.%2eEfF5?#é:@[]")
+
+
+@given(
+    st.builds(
+        "{}/{}?{}".format,
+        st.sampled_from(["http://A.example", "HTTP://b:81", "file://", "s3://bucket", "data:,", "http://"]),
+        PARTS,
+        PARTS,
+    )
+    | st.builds("{}{}".format, st.sampled_from(["http://", "file:///", "s3://bucket/", "data:,", "https://["]), PARTS)
+)
 def test_any_url_is_refused_or_canonical_for_good(url: str) -> None:
     try:
         key = canonical_key(SIGNED, url)
