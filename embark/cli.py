@@ -172,7 +172,7 @@ def apply(settings: Settings, as_json: bool) -> None:
     store = open_store(settings.repo)
     connect(store)  # "start the servers" before a trace from within Feast
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        apply_repo(settings.repo)
+        apply_repo(settings.repo, allowed_modules=settings.allowed_modules)
     specs = encoder_specs(store, allow_cache=False).values()
     if as_json:
         click.echo(json.dumps([asdict(spec) | {"view": spec.view, "fingerprint": spec.fingerprint} for spec in specs]))

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     fetch_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
     )
+    allowed_modules: list[str] = Field(
+        [],
+        description="Python modules whose networks may run, with those below them, as shop.networks; none by default",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 
     @classmethod

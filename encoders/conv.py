@@ -4,20 +4,14 @@ The same module and the same preprocessing serve both sides, so that a component
 while it was trained.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
-from encoders.compute import Forward
 from encoders.image import within_aspect
-from encoders.pixels import decode
-from encoders.spec import EncoderSpec
 
 GROUPS = 8  # of GroupNorm: the widths are multiples of it
 RGB = tuple[float, float, float]
@@ -104,37 +98,3 @@ class ConvNetwork(nn.Module):
         feature_BCHW = self.stages(picture_B3HW)
         embedding_BD: Tensor = self.out(feature_BCHW.mean((2, 3)))
         return embedding_BD
-
-
-class ConvEncoder:
-    """A `ConvNetwork` as an encoder.
-
-    Args:
-        spec: what it is, with what was really loaded as `pinned`.
-        network: with its parameters set.
-        preprocessing: the one that it was trained with.
-        device: where it computes.
-    """
-
-    def __init__(
-        self, spec: EncoderSpec, network: ConvNetwork, preprocessing: PicturePreprocessing, device: torch.device
-    ) -> None:
-        self.spec = spec
-        self._preprocessing = preprocessing
-        self._forward = Forward(network, device, spec.dtype)
-
-    def prepare(self, content: bytes) -> Tensor:
-        """The picture (3, size, size) float32 in an image file.
-
-        Raises:
-            DecodeError: no picture, or one beyond the limits.
-        """
-        return picture_input(decode(content), self._preprocessing)
-
-    def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
-        """Embeddings (B, dim) of B prepared pictures.
-
-        Raises:
-            EncodeError: the network failed.
-        """
-        return self._forward(torch.stack(list(batch)))

@@ -1,7 +1,7 @@
-"""Image encoders: torchvision's networks, cut at their pooled features."""
+"""Image encoders, and torchvision's networks cut at their pooled features."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torchvision import models
 
 from encoders.compute import Forward
 from encoders.pixels import decode
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, SpecError
 
 PREFIX = "torchvision:"
 HEADS = ("fc", "classifier", "heads", "head")
@@ -98,18 +98,40 @@ def without_head(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
     return {name: tensor for name, tensor in named.items() if name in own or not name.startswith(heads)}
 
 
+def torchvision_network(spec: EncoderSpec) -> nn.Module:
+    """The cut network of a spec, its parameters arbitrary.
+
+    Raises:
+        SpecError: this release of torchvision has no such network, or it has another `dim`.
+    """
+    name = spec.network.removeprefix(PREFIX)
+    if name not in model_names():
+        raise SpecError(
+            f"encoder {spec.view!r}: network={spec.network!r} is not allowed: {PREFIX} and one of "
+            + ", ".join(model_names())
+        )
+    weights = weights_of(spec)
+    dim = embedding_dim(name, weights)
+    if dim != spec.dim:
+        raise SpecError(f"encoder {spec.view!r}: dim={spec.dim} is not allowed: {name} has {dim} pooled features")
+    return pooled_network(name, weights)
+
+
 class ImageEncoder:
-    """A torchvision network as an encoder.
+    """A network for pictures as an encoder.
 
     Args:
         spec: what it is, with the weights that were really loaded as `pinned`.
-        network: as of `pooled_network`, with its parameters set.
+        network: pictures (B, 3, H, W) → (B, dim) or (B, dim, 1, 1), with its parameters set.
+        preprocess: a decoded RGB picture → its input (3, H, W) float32.
         device: where it computes.
     """
 
-    def __init__(self, spec: EncoderSpec, network: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, spec: EncoderSpec, network: nn.Module, preprocess: Callable[[Image.Image], Tensor], device: torch.device
+    ) -> None:
         self.spec = spec
-        self._preprocess = weights_of(spec).transforms()
+        self._preprocess = preprocess
         self._forward = Forward(network, device, spec.dtype)
 
     def prepare(self, content: bytes) -> Tensor:
@@ -118,8 +140,7 @@ class ImageEncoder:
         Raises:
             DecodeError: no picture, or one beyond the limits.
         """
-        picture_3HW: Tensor = self._preprocess(within_aspect(decode(content)))
-        return picture_3HW
+        return self._preprocess(decode(content))
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embeddings (B, dim) of B prepared pictures.
@@ -129,6 +150,17 @@ class ImageEncoder:
         """
         vectors = self._forward(torch.stack(list(batch)))
         return vectors.reshape(len(batch), self.spec.dim)
+
+
+def torchvision_preprocessing(weights: Any) -> Callable[[Image.Image], Tensor]:
+    """What torchvision's weights were evaluated with, for pictures of any aspect."""
+    preset = weights.transforms()
+
+    def preprocess(picture: Image.Image) -> Tensor:
+        picture_3HW: Tensor = preset(within_aspect(picture))
+        return picture_3HW
+
+    return preprocess
 
 
 def within_aspect(picture: Image.Image) -> Image.Image:

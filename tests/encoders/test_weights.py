@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
+from encoders.downloads import cache_path, cached_download, digest_of
 from encoders.loading import load_encoder
 from encoders.spec import EncoderSpec, SpecError
-from encoders.weights import WeightsUnavailable, cache_path, cached_download, digest_in_name, pin_weights
+from encoders.weights import WeightsUnavailable, pin_weights
 from tests.encoders.pictures import file_of, photographs
 from tests.encoders.web import serving, status
 
@@ -196,7 +197,7 @@ def test_a_file_with_another_digest_is_not_kept(hub: Path) -> None:
 
 
 def test_file_names_carry_their_digest() -> None:
-    assert digest_in_name("https://a.example/models/inception_v3_google-0cc3c7bd.pth") == "0cc3c7bd"
-    assert digest_in_name("https://a.example/models/mnasnet0.5_top1_67.823-3ffadce67e.pth") == "3ffadce67e"
-    assert digest_in_name("https://a.example/models/net.pth") == ""
+    assert digest_of("https://a.example/models/inception_v3_google-0cc3c7bd.pth") == "0cc3c7bd"
+    assert digest_of("https://a.example/models/mnasnet0.5_top1_67.823-3ffadce67e.pth") == "3ffadce67e"
+    assert digest_of("https://a.example/models/net.pth") == ""
     assert cache_path("https://a.example/models/net.pth").name == "net.pth"
