@@ -15,6 +15,8 @@ from rich.markup import escape
 from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.encode import encode
+from embark.encoders import encoders
 from embark.packages import ShadowedPackage, check_packages
 from embark.settings import Settings
 
@@ -54,6 +56,7 @@ def cli(context: click.Context) -> None:
     See it work:       embark demo
     Local servers:     embark up | status | down
     Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
+    Look at encoders:  embark encoders | encode --view VIEW --out FILE INPUT…
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
@@ -337,6 +340,8 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
 
 cli.add_command(backfill)
 cli.add_command(dead_letters)
+cli.add_command(encode)
+cli.add_command(encoders)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────

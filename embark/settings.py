@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     )
     allowed_modules: list[str] = Field(
         [],
-        description="Python modules whose networks may run, with those below them, as shop.networks; none by default",
+        description="Python modules whose networks may run, and those below them; none by default",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -117,21 +118,34 @@ def torchvision_network(spec: EncoderSpec) -> nn.Module:
     return pooled_network(name, weights)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """From a decoded picture to a network's input.
+
+    Attributes:
+        side: pixels that the shorter side is resized to; a larger picture may be decoded reduced, but not below it.
+        apply: RGB picture → (3, H, W) float32.
+    """
+
+    side: int
+    apply: Callable[[Image.Image], Tensor]
+
+
 class ImageEncoder:
     """A network for pictures as an encoder.
 
     Args:
         spec: what it is, with the weights that were really loaded as `pinned`.
         network: pictures (B, 3, H, W) → (B, dim) or (B, dim, 1, 1), with its parameters set.
-        preprocess: a decoded RGB picture → its input (3, H, W) float32.
+        preprocessing: the one that the weights were trained with.
         device: where it computes.
     """
 
     def __init__(
-        self, spec: EncoderSpec, network: nn.Module, preprocess: Callable[[Image.Image], Tensor], device: torch.device
+        self, spec: EncoderSpec, network: nn.Module, preprocessing: Preprocessing, device: torch.device
     ) -> None:
         self.spec = spec
-        self._preprocess = preprocess
+        self._preprocessing = preprocessing
         self._forward = Forward(network, device, spec.dtype)
 
     def prepare(self, content: bytes) -> Tensor:
@@ -140,7 +154,7 @@ class ImageEncoder:
         Raises:
             DecodeError: no picture, or one beyond the limits.
         """
-        return self._preprocess(decode(content))
+        return self._preprocessing.apply(decode(content))
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embeddings (B, dim) of B prepared pictures.
@@ -152,15 +166,15 @@ class ImageEncoder:
         return vectors.reshape(len(batch), self.spec.dim)
 
 
-def torchvision_preprocessing(weights: Any) -> Callable[[Image.Image], Tensor]:
+def torchvision_preprocessing(weights: Any) -> Preprocessing:
     """What torchvision's weights were evaluated with, for pictures of any aspect."""
     preset = weights.transforms()
 
-    def preprocess(picture: Image.Image) -> Tensor:
+    def apply(picture: Image.Image) -> Tensor:
         picture_3HW: Tensor = preset(within_aspect(picture))
         return picture_3HW
 
-    return preprocess
+    return Preprocessing(side=preset.resize_size[0], apply=apply)
 
 
 def within_aspect(picture: Image.Image) -> Image.Image:

@@ -121,7 +121,8 @@ def _checkpoint(spec: EncoderSpec, device: torch.device, download: Download) -> 
     network, preprocessing = checkpoint.network, checkpoint.preprocessing
     if isinstance(preprocessing, text.TextPreprocessing):
         return text.TextEncoder(loaded, cast(text.TextNetwork, network), preprocessing, device)
-    return image.ImageEncoder(loaded, network, partial(picture_input, preprocessing=preprocessing), device)
+    apply = partial(picture_input, preprocessing=preprocessing)
+    return image.ImageEncoder(loaded, network, image.Preprocessing(side=preprocessing.size, apply=apply), device)
 
 
 class LoadedEncoders:

@@ -13,7 +13,6 @@ import hashlib
 import io
 import sys
 from collections.abc import Collection, Sequence
-from importlib import invalidate_caches
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
@@ -27,11 +26,9 @@ from torch import Tensor, nn
 from encoders.compute import Forward
 from encoders.downloads import Download
 from encoders.encoder import EncodeError, Encoder
+from encoders.own_module import MODULE, changed, check_allowed, module_source
 from encoders.parameters import FILE_DIGITS, set_parameters
 from encoders.spec import EncoderSpec, SpecError
-
-MODULE = ";module:"  # between the weights and the module in `pinned`
-SETTING = "EMBARK_ALLOWED_MODULES"
 
 
 class OwnNetwork:
@@ -106,7 +103,8 @@ def load_own_encoder(
     """
     name, factory_name = spec.network.split(":")[1:]
     weights, _, pinned_module = spec.pinned.partition(MODULE)
-    source, origin = module_source(spec, allowed_modules)
+    check_allowed(spec, allowed_modules)
+    source, origin = module_source(spec)
     digest = hashlib.sha256(source).hexdigest()[:FILE_DIGITS]
     pinned_digest = pinned_module.partition("#")[2]
     if pinned_digest and pinned_digest != digest:
@@ -134,38 +132,6 @@ def load_own_encoder(
         )
     _try(encoder)
     return encoder
-
-
-def module_source(spec: EncoderSpec, allowed_modules: Collection[str]) -> tuple[bytes, str]:
-    """The source of a spec's module, and its file; nothing of the module itself is run.
-
-    Raises:
-        SpecError: the module is not allowed, or there is none.
-    """
-    name = spec.network.split(":")[1]
-    if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in allowed_modules):
-        raise SpecError(
-            f"encoder {spec.view!r}: the module {name!r} is not allowed to run here; allowed are: "
-            f"{', '.join(allowed_modules) or 'none'}. Its operator names it in the setting allowed_modules, "
-            f"as {SETTING}='[\"{name}\"]'"
-        )
-    invalidate_caches()  # the file may be newer than this process
-    try:
-        found = find_spec(name)
-    except (ImportError, ValueError) as error:
-        raise SpecError(f"encoder {spec.view!r}: there is no module {name!r}: {error}") from error
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
-        raise SpecError(f"encoder {spec.view!r}: there is no module {name!r} with source; sys.path says where to look")
-    with open(found.origin, "rb") as file:
-        return file.read(), found.origin
-
-
-def changed(spec: EncoderSpec, what: str) -> str:
-    """The message for an encoder that is no longer what was pinned."""
-    return (
-        f"encoder {spec.view!r}: {what}: put the old one back, or declare version v{int(spec.version[1:]) + 1} "
-        "with the new one"
-    )
 
 
 def _run(name: str, source: bytes, origin: str) -> ModuleType:

@@ -1,6 +1,6 @@
 """Image encoders from timm, the library of image networks: the optional extra `timm`."""
 
-from collections.abc import Callable
+import math
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from encoders.downloads import HUB, Download
-from encoders.image import within_aspect
+from encoders.image import Preprocessing, within_aspect
 from encoders.parameters import State, located, read_state, set_parameters
 from encoders.spec import EncoderSpec, SpecError
 
@@ -87,19 +87,19 @@ def check_dim(spec: EncoderSpec) -> None:
         raise SpecError(f"encoder {spec.view!r}: dim={spec.dim} is not allowed: {spec.network} has {shape} features")
 
 
-def timm_preprocessing(network: nn.Module) -> Callable[[Image.Image], Tensor]:
+def timm_preprocessing(network: nn.Module) -> Preprocessing:
     """What the network's weights were evaluated with, as timm's own transforms, for pictures of any aspect."""
     from timm.data.transforms_factory import create_transform
 
     config = _data_config(network)
     transform = create_transform(**config, is_training=False)
 
-    def preprocess(picture: Image.Image) -> Tensor:
+    def apply(picture: Image.Image) -> Tensor:
         # the other modes keep the whole picture, whatever its aspect
         picture_3HW: Tensor = transform(within_aspect(picture) if config["crop_mode"] == "center" else picture)
         return picture_3HW
 
-    return preprocess
+    return Preprocessing(side=math.ceil(min(config["input_size"][1:]) / config["crop_pct"]), apply=apply)
 
 
 def _data_config(network: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from encoders.downloads import (
     sha256,
 )
 from encoders.downloads import WeightsUnavailable as WeightsUnavailable  # who loads weights looks for it here
+from encoders.own_module import MODULE, changed, module_name, module_source
 from encoders.spec import SEEDED, EncoderSpec, SpecError, is_url
 
 FILE_DIGITS = 16  # of the SHA-256 of a file, in `pinned`
@@ -75,23 +76,22 @@ def pin_weights(
             return _pin(spec, spec.weights, "seeded:<n>", announce, fetch)
 
 
-def check_unchanged(spec: EncoderSpec, allowed_modules: Collection[str] = ()) -> None:
+def check_unchanged(spec: EncoderSpec) -> None:
     """Looks whether what a registered encoder was pinned to is still what lies here; what lies elsewhere is not asked.
 
     Raises:
         SpecError: a file, folder or module has changed since; the message names the next version.
     """
-    from encoders.own_network import MODULE, changed, module_source
-
     weights, _, module = spec.pinned.partition(MODULE)
-    path = Path(weights.removeprefix(FILE_PREFIX).rpartition("#")[0])
+    file, _, pinned = weights.rpartition("#")
+    path = Path(file.removeprefix(FILE_PREFIX))
     if weights.startswith(FILE_PREFIX) and path.exists():
         digest = _digest(path)[:FILE_DIGITS]
-        if digest != weights.rpartition("#")[2]:
-            raise SpecError(changed(spec, f"{path} has digest {digest} now, {weights.rpartition('#')[2]} was pinned"))
+        if digest != pinned:
+            raise SpecError(changed(spec, f"{path} has digest {digest} now, {pinned} was pinned"))
     if module:
         name, _, pinned = module.partition("#")
-        digest = hashlib.sha256(module_source(spec, allowed_modules)[0]).hexdigest()[:FILE_DIGITS]
+        digest = hashlib.sha256(module_source(spec)[0]).hexdigest()[:FILE_DIGITS]
         if digest != pinned:
             raise SpecError(changed(spec, f"the source of {name} has digest {digest} now, {pinned} was pinned"))
 
@@ -155,8 +155,6 @@ def _loaded(
 def _pin_own(
     spec: EncoderSpec, announce: Callable[[str], None], download: Download, allowed_modules: Collection[str]
 ) -> EncoderSpec:
-    from encoders.own_network import MODULE
-
     weights = spec.weights
     if not (weights == "DEFAULT" or SEEDED.fullmatch(weights) or is_url(weights)):
         if not Path(weights).is_file():
@@ -165,7 +163,7 @@ def _pin_own(
                 f"seeded:<n>, the path of a state dict, or a URL that ends in {CHECKSUM}<64 hex digits>"
             )
         weights = f"{FILE_PREFIX}{Path(weights).resolve()}#"
-    return _loaded(spec, f"{weights}{MODULE}{spec.network.split(':')[1]}#", announce, download, allowed_modules)
+    return _loaded(spec, f"{weights}{MODULE}{module_name(spec)}#", announce, download, allowed_modules)
 
 
 def _fallback(

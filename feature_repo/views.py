@@ -140,7 +140,7 @@ def _pinned(declared: EncoderSpec, before: EncoderSpec | None) -> EncoderSpec:
         )
     # What a version stands for was settled when it was first applied: a later download must not change it.
     pinned = declared.pin(before.pinned)
-    check_unchanged(pinned, ALLOWED_MODULES.get())
+    check_unchanged(pinned)
     return pinned
 
 
