@@ -20,7 +20,7 @@ from tests.encoders.pictures import file_of, photographs
 
 TITLES = ["a red bicycle", "a red bicycle, as good as new", "coffee and cake", "x " * 60, "the cup", "?"]
 TORCHVISION = EncoderSpec(
-    name="tv", version="v1", modality="image", dim=576, network="torchvision:mobilenet_v3_small", weights="seeded:0"
+    name="tv", version="v1", modality="image", dim=1024, network="torchvision:shufflenet_v2_x0_5", weights="seeded:0"
 )
 TIMM = EncoderSpec(name="ti", version="v1", modality="image", dim=64, network="timm:test_vit", weights="seeded:0")
 LSTM = EncoderSpec(name="lstm", version="v1", modality="text", dim=32, network="text_lstm", weights="seeded:0")
