@@ -15,6 +15,8 @@ from rich.markup import escape
 from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.encode import encode
+from embark.encoders import encoders
 from embark.invalidate import invalidate
 from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
@@ -57,6 +59,7 @@ def cli(context: click.Context) -> None:
     See it work:       embark demo
     Local servers:     embark up | status | down
     Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
+    Look at encoders:  embark encoders | encode --view VIEW --out FILE INPUT…
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
@@ -176,7 +179,7 @@ def apply(settings: Settings, as_json: bool) -> None:
     store = open_store(settings.repo)
     connect(store)  # "start the servers" before a trace from within Feast
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        apply_repo(settings.repo)
+        apply_repo(settings.repo, allowed_modules=settings.allowed_modules)
     specs = encoder_specs(store, allow_cache=False).values()
     if as_json:
         click.echo(json.dumps([asdict(spec) | {"view": spec.view, "fingerprint": spec.fingerprint} for spec in specs]))
@@ -344,6 +347,8 @@ cli.add_command(reembed)
 cli.add_command(invalidate)
 cli.add_command(migrate)
 cli.add_command(dead_letters)
+cli.add_command(encode)
+cli.add_command(encoders)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from embark.metrics import metrics_served
 from embark.repo import open_store
 from embark.settings import Settings
+from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.views import encoder_specs
 
 if TYPE_CHECKING:
+    from encoders.encoder import Encoder
     from encoders.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
@@ -61,13 +65,33 @@ def fetcher_of(settings: Settings) -> "Fetcher":
     )
 
 
+def encoder_loader(settings: Settings) -> "Callable[[EncoderSpec], Encoder]":
+    """Loads encoders on the device of the settings; those of teams' own modules too, where the settings allow them.
+
+    Such modules are looked for where Python looks, and after that in the feature repo.
+    """
+    from encoders.compute import choose_device
+    from encoders.loading import load_encoder
+
+    folder = str(settings.repo.resolve())
+    if settings.allowed_modules and folder not in sys.path:
+        sys.path.append(folder)
+    device = str(choose_device(settings.device))
+    return partial(load_encoder, device=device, allowed_modules=tuple(settings.allowed_modules))
+
+
 def run_retina(settings: Settings) -> None:
     """Retina, until a signal stops it."""
     from encoders.service import RetinaServer, RetinaService
 
     async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
         async with fetcher_of(settings) as fetcher:
-            service = RetinaService(registered=lambda: directory.specs, fetcher=fetcher, device=settings.device)
+            service = RetinaService(
+                registered=lambda: directory.specs,
+                fetcher=fetcher,
+                device=settings.device,
+                load=encoder_loader(settings),
+            )
             async with RetinaServer(service, settings.retina_address) as server:
                 logger.info(
                     "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"

@@ -3,11 +3,14 @@
 import contextlib
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from feast import FeatureStore
 from feast.repo_config import load_repo_config
 from feast.repo_operations import apply_total, cli_check_repo
+
+from feature_repo.views import allowing
 
 FILES = ("feature_store.yaml", "catalog.py", "definitions.py")
 TEMPLATE = Path(__file__).resolve().parent.parent / "feature_repo"
@@ -76,8 +79,12 @@ def open_store(folder: Path) -> FeatureStore:
     return FeatureStore(repo_path=str(folder.resolve()))
 
 
-def apply_repo(folder: Path) -> None:
+def apply_repo(folder: Path, *, allowed_modules: Sequence[str] = ()) -> None:
     """Registers what the repo declares: what `feast apply` does, in this process.
+
+    Args:
+        folder: of feature_store.yaml.
+        allowed_modules: Python modules whose networks may run; they are also looked for in the folder.
 
     Raises:
         SpecError: a declaration that is wrong or differs from the registered one.
@@ -85,5 +92,5 @@ def apply_repo(folder: Path) -> None:
     folder = folder.resolve()
     file = folder / "feature_store.yaml"
     cli_check_repo(folder, file)  # puts the folder on the path, as Feast's command does
-    with contextlib.chdir(Path.cwd()):  # Feast changes into the repo and stays there
+    with allowing(allowed_modules), contextlib.chdir(Path.cwd()):  # Feast changes into the repo and stays there
         apply_total(load_repo_config(folder, file), folder, skip_source_validation=False)

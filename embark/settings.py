@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     fetch_secrets: dict[str, HostSecret] = Field(
         {}, repr=False, description="host → the header that it is to be shown; see docs/fetching.md"
     )
+    allowed_modules: list[str] = Field(
+        [],
+        description="Python modules whose networks may run, and those below them; none by default",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 
     @classmethod

@@ -7,13 +7,12 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.encoder import DecodeError, EncodeError, Encoder, EncoderError
-from encoders.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +20,12 @@ MAX_BATCH = 16  # of one forward pass: larger ones gain little on a CPU and wait
 AT_ONCE = 32  # inputs of one call that are downloaded or decoded at a time
 AT_HAND = 64  # of all calls: times the most bytes of a file, the memory that downloads take
 DECODING_THREADS = min(8, os.cpu_count() or 1)
+
+
+class Source(Protocol):
+    """Where pictures come from: `encoders.fetch.Fetcher`."""
+
+    async def fetch(self, url: str) -> bytes: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +50,12 @@ class Batches:
     """Embeds keys in batches; one for all encoders of a process, since they share its device.
 
     Args:
-        fetcher: downloads images.
+        source: downloads images.
         max_batch: most inputs of one forward pass.
     """
 
-    def __init__(self, fetcher: Fetcher, *, max_batch: int = MAX_BATCH) -> None:
-        self._fetcher = fetcher
+    def __init__(self, source: Source, *, max_batch: int = MAX_BATCH) -> None:
+        self._source = source
         self._max_batch = max_batch
         self._at_hand = asyncio.Semaphore(AT_HAND)
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
@@ -98,7 +103,7 @@ class Batches:
         content_hash = b""
         try:
             async with self._at_hand:
-                content = await self._fetcher.fetch(key) if encoder.spec.modality == "image" else key.encode()
+                content = await self._source.fetch(key) if encoder.spec.modality == "image" else key.encode()
                 content_hash = hashlib.blake2b(content, digest_size=16).digest()
                 loop = asyncio.get_running_loop()
                 network_input = await loop.run_in_executor(self._decoding, encoder.prepare, content)

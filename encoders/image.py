@@ -1,7 +1,8 @@
-"""Image encoders: torchvision's networks, cut at their pooled features."""
+"""Image encoders, and torchvision's networks cut at their pooled features."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision import models
 
 from encoders.compute import Forward
 from encoders.pixels import decode
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, SpecError
 
 PREFIX = "torchvision:"
 HEADS = ("fc", "classifier", "heads", "head")
@@ -98,18 +99,53 @@ def without_head(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
     return {name: tensor for name, tensor in named.items() if name in own or not name.startswith(heads)}
 
 
+def torchvision_network(spec: EncoderSpec) -> nn.Module:
+    """The cut network of a spec, its parameters arbitrary.
+
+    Raises:
+        SpecError: this release of torchvision has no such network, or it has another `dim`.
+    """
+    name = spec.network.removeprefix(PREFIX)
+    if name not in model_names():
+        raise SpecError(
+            f"encoder {spec.view!r}: network={spec.network!r} is not allowed: {PREFIX} and one of "
+            + ", ".join(model_names())
+        )
+    weights = weights_of(spec)
+    dim = embedding_dim(name, weights)
+    if dim != spec.dim:
+        raise SpecError(f"encoder {spec.view!r}: dim={spec.dim} is not allowed: {name} has {dim} pooled features")
+    return pooled_network(name, weights)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """From a decoded picture to a network's input.
+
+    Attributes:
+        side: pixels that the shorter side is resized to; a larger picture may be decoded reduced, but not below it.
+        apply: RGB picture → (3, H, W) float32.
+    """
+
+    side: int
+    apply: Callable[[Image.Image], Tensor]
+
+
 class ImageEncoder:
-    """A torchvision network as an encoder.
+    """A network for pictures as an encoder.
 
     Args:
         spec: what it is, with the weights that were really loaded as `pinned`.
-        network: as of `pooled_network`, with its parameters set.
+        network: pictures (B, 3, H, W) → (B, dim) or (B, dim, 1, 1), with its parameters set.
+        preprocessing: the one that the weights were trained with.
         device: where it computes.
     """
 
-    def __init__(self, spec: EncoderSpec, network: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, spec: EncoderSpec, network: nn.Module, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
         self.spec = spec
-        self._preprocess = weights_of(spec).transforms()
+        self._preprocessing = preprocessing
         self._forward = Forward(network, device, spec.dtype)
 
     def prepare(self, content: bytes) -> Tensor:
@@ -118,8 +154,7 @@ class ImageEncoder:
         Raises:
             DecodeError: no picture, or one beyond the limits.
         """
-        picture_3HW: Tensor = self._preprocess(_within_aspect(decode(content, self._preprocess.resize_size[0])))
-        return picture_3HW
+        return self._preprocessing.apply(decode(content, self._preprocessing.side))
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embeddings (B, dim) of B prepared pictures.
@@ -131,7 +166,18 @@ class ImageEncoder:
         return vectors.reshape(len(batch), self.spec.dim)
 
 
-def _within_aspect(picture: Image.Image) -> Image.Image:
+def torchvision_preprocessing(weights: Any) -> Preprocessing:
+    """What torchvision's weights were evaluated with, for pictures of any aspect."""
+    preset = weights.transforms()
+
+    def apply(picture: Image.Image) -> Tensor:
+        picture_3HW: Tensor = preset(within_aspect(picture))
+        return picture_3HW
+
+    return Preprocessing(side=preset.resize_size[0], apply=apply)
+
+
+def within_aspect(picture: Image.Image) -> Image.Image:
     """The middle of a very long picture.
 
     The preset would first enlarge its shorter side to some 256 pixels: 256 x 16 million for a line of 65,000 pixels.

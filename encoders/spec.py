@@ -15,8 +15,26 @@ Modality = Literal["image", "text"]
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # no double underscore: it separates name and version
 VERSION = re.compile(r"v[0-9]+")
 SEEDED = re.compile(r"seeded:[0-9]+")
+URL_WEIGHTS = re.compile(r"https?://[^#\s]+#sha256=[0-9a-f]{64}")
+FAMILIES: Mapping[str, tuple[tuple[Modality, ...], str]] = {  # what stands before the colon → modalities, the whole
+    "torchvision": (("image",), "torchvision:<model>"),
+    "timm": (("image",), "timm:<model>"),
+    "sentence-transformers": (("text",), "sentence-transformers:<model>"),
+    "text_lstm": (("text",), "text_lstm"),
+    "checkpoint": (("image", "text"), "checkpoint:<file>"),
+    "python": (("image", "text"), "python:<module>:<factory>"),
+}
+NETWORK = re.compile(
+    r"(torchvision|timm):[A-Za-z0-9_.]+|sentence-transformers:\S+|text_lstm|checkpoint:.*[^\s]"
+    r"|python:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+)
 MAX_DIM = 8192  # Cassandra's limit for a vector column
 TAG_PREFIX = "embark."
+
+
+def is_url(weights: str) -> bool:
+    """Whether weights lie on a web server."""
+    return weights.startswith(("http://", "https://"))
 
 
 class SpecError(ValueError):
@@ -32,9 +50,12 @@ class EncoderSpec:
         version: `v1`, `v2`, …; weights and preprocessing of a version never change.
         modality: `image` (the key is a URL) or `text` (the key is the text).
         dim: length of the embedding, 1 to 8192.
-        network: `torchvision:<model>` or `text_lstm`.
-        weights: for torchvision `DEFAULT`, the name of one of the model's weights, or `seeded:<n>`: reproducible random
-            weights; or the path of a state dict.
+        network: for images `torchvision:<model>` or `timm:<model>`, for texts `text_lstm` or
+            `sentence-transformers:<model>`, for both `checkpoint:<file>` (a component that training exported) or
+            `python:<module>:<factory>` (a team's own network).
+        weights: `DEFAULT` (those that belong to the network), the name of one of torchvision's, the path of a state
+            dict, `https://…#sha256=<64 hex digits>`, or `seeded:<n>`: reproducible random weights. `docs/encoders.md`
+            says which family takes which.
         fallback_weights: what `apply` pins instead, aloud, where `weights` cannot be had; empty: it fails.
         preprocessing: `default` (what the weights were trained with) or, for text, `tokens:<most>`.
         dtype: in which the network computes, `float32` or `bfloat16`; embeddings are always float32.
@@ -68,11 +89,28 @@ class EncoderSpec:
         require(self.modality in ("image", "text"), "modality", "image or text")
         require(type(self.dim) is int and 1 <= self.dim <= MAX_DIM, "dim", f"a whole number from 1 to {MAX_DIM}")
         require(
-            self.network.startswith("torchvision:") if self.modality == "image" else self.network == "text_lstm",
+            NETWORK.fullmatch(self.network) is not None and self.modality in FAMILIES[self.family][0],
             "network",
-            "torchvision:<model> for images, text_lstm for texts",
+            f"for {self.modality} {', '.join(form for of, form in FAMILIES.values() if self.modality in of)}",
         )
-        require(bool(self.weights), "weights", "DEFAULT, the name of torchvision weights, a path, or seeded:<n>")
+        require(bool(self.weights), "weights", "DEFAULT, a name, a path, a URL with its checksum, or seeded:<n>")
+        require(
+            not is_url(self.weights) or URL_WEIGHTS.fullmatch(self.weights) is not None,
+            "weights",
+            "a URL ends in #sha256= and the 64 hex digits of the file",
+        )
+        require(
+            self.family != "checkpoint" or self.weights == "DEFAULT",
+            "weights",
+            "DEFAULT, since a checkpoint holds its own",
+        )
+        require(
+            self.family != "checkpoint"
+            or not is_url(self.network.partition(":")[2])
+            or URL_WEIGHTS.fullmatch(self.network.partition(":")[2]) is not None,
+            "network",
+            "a URL ends in #sha256= and the 64 hex digits of the file",
+        )
         require(
             not self.fallback_weights or SEEDED.fullmatch(self.fallback_weights) is not None,
             "fallback_weights",
@@ -80,9 +118,12 @@ class EncoderSpec:
         )
         require(
             self.preprocessing == "default"
-            or (self.modality == "text" and re.fullmatch(r"tokens:[1-9][0-9]{0,3}", self.preprocessing) is not None),
+            or (
+                self.family in ("text_lstm", "sentence-transformers")
+                and re.fullmatch(r"tokens:[1-9][0-9]{0,3}", self.preprocessing) is not None
+            ),
             "preprocessing",
-            "default, or tokens:<most> for texts",
+            "default, or tokens:<most> for text_lstm and sentence-transformers",
         )
         require(self.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
 
@@ -92,6 +133,11 @@ class EncoderSpec:
         return f"{self.name}__{self.version}"
 
     @property
+    def family(self) -> str:
+        """What stands before the network's colon: `torchvision`, `text_lstm`, `python`, …"""
+        return self.network.partition(":")[0]
+
+    @property
     def join_key(self) -> str:
         """Feast join key: the column that holds the input."""
         return "image_url" if self.modality == "image" else "text"
@@ -99,7 +145,7 @@ class EncoderSpec:
     @property
     def pretrained(self) -> bool:
         """Whether the pinned weights were learned; seeded ones are random and every output says so."""
-        return SEEDED.fullmatch(self.pinned) is None
+        return SEEDED.match(self.pinned) is None
 
     @property
     def fingerprint(self) -> str:

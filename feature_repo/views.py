@@ -1,7 +1,9 @@
 """Feast objects derived from encoder declarations, and the declarations read back from the registry."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec, SpecError
-from encoders.weights import pin_weights
+from encoders.weights import check_unchanged, pin_weights
 from feature_repo.offline_store import ensure_readable
 from feature_repo.services import SWITCH_TAG, kept
 
@@ -37,6 +39,20 @@ CREATED_TIME = "created_timestamp"
 JOIN_KEYS = {"image": "image_url", "text": "text"}
 
 
+# What the operator's settings allow while a repo is applied: Feast imports its definitions itself, without arguments
+ALLOWED_MODULES: ContextVar[Sequence[str]] = ContextVar("allowed_modules", default=())
+
+
+@contextlib.contextmanager
+def allowing(modules: Sequence[str]) -> Iterator[None]:
+    """Within it, encoders of these Python modules may be registered, and so run."""
+    before = ALLOWED_MODULES.set(tuple(modules))
+    try:
+        yield
+    finally:
+        ALLOWED_MODULES.reset(before)
+
+
 class NothingApplied(Exception):
     """The registry holds no encoders yet; the message says what to run."""
 
@@ -57,9 +73,12 @@ def feast_objects(
         kafka: bootstrap servers of the request topic, `host:port[,host:port]`.
         repo: the folder of `feature_store.yaml`; history lies in `data/history` below it.
 
+    Networks of a team's own (`python:<module>:<factory>`) run where `allowing` names their modules.
+
     Raises:
-        SpecError: two encoders of one name and version, an unknown view in a service, weights that cannot be had, or a
-            declaration that differs from the one registered under the same version.
+        SpecError: two encoders of one name and version, an unknown view in a service, weights that cannot be had, a
+            declaration that differs from the one registered under the same version, or a file or module that has
+            changed since.
     """
     store = FeatureStore(repo_path=str(repo))
     registered, before = _registered_before(store)
@@ -126,14 +145,16 @@ def request_topic(store: FeatureStore) -> tuple[str, str]:
 
 def _pinned(declared: EncoderSpec, before: EncoderSpec | None) -> EncoderSpec:
     if before is None:
-        return pin_weights(declared, lambda line: print(f"embark: {line}"))
+        return pin_weights(declared, lambda line: print(f"embark: {line}"), allowed_modules=ALLOWED_MODULES.get())
     if not declared.declares_the_same_as(before):
         raise SpecError(
             f"encoder {declared.view!r} is registered with another declaration (fingerprint {before.fingerprint}): "
             f"its embeddings would no longer be comparable. Declare version v{int(declared.version[1:]) + 1} beside it."
         )
     # What a version stands for was settled when it was first applied: a later download must not change it.
-    return declared.pin(before.pinned)
+    pinned = declared.pin(before.pinned)
+    check_unchanged(pinned)
+    return pinned
 
 
 def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:

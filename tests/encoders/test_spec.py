@@ -38,6 +38,13 @@ def test_an_encoder_that_was_never_applied_has_no_fingerprint() -> None:
         ("dim", True),
         ("network", "text_lstm"),
         ("network", "inception_v3"),
+        ("network", "torchvision:"),
+        ("network", "sentence-transformers:all-MiniLM-L6-v2"),
+        ("network", "python:shop.networks"),
+        ("network", "python:shop/networks:build"),
+        ("network", "checkpoint:https://a.example/c.pt"),
+        ("weights", "https://a.example/net.pth"),
+        ("weights", "https://a.example/net.pth#sha256=0cc3c7bd"),
         ("weights", ""),
         ("fallback_weights", "DEFAULT"),
         ("fallback_weights", "seeded:x"),
@@ -67,3 +74,32 @@ def test_what_no_embedding_depends_on_may_change_under_a_version() -> None:
 def test_seeded_weights_are_not_called_pretrained() -> None:
     assert SPEC.pretrained
     assert not dataclasses.replace(SPEC, pinned="seeded:0").pretrained
+
+
+def test_a_wrong_network_says_what_its_modality_allows() -> None:
+    with pytest.raises(SpecError, match=r"for image torchvision:<model>, timm:<model>, checkpoint:<file>, python:"):
+        dataclasses.replace(SPEC, network="keras:resnet50")
+
+
+@pytest.mark.parametrize(
+    ("modality", "network", "family"),
+    [
+        ("image", "timm:resnet18.a1_in1k", "timm"),
+        ("text", "sentence-transformers:BAAI/bge-small-en-v1.5", "sentence-transformers"),
+        ("image", "checkpoint:models/towers v2.pt", "checkpoint"),
+        ("text", f"checkpoint:https://a.example/c.pt#sha256={'0' * 64}", "checkpoint"),
+        ("text", "python:shop.networks:build", "python"),
+    ],
+)
+def test_networks_of_every_family_can_be_declared(modality: str, network: str, family: str) -> None:
+    assert dataclasses.replace(SPEC, modality=modality, network=network).family == family  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_holds_its_own_weights_and_preprocessing() -> None:
+    for changed in ({"weights": "seeded:0"}, {"preprocessing": "tokens:5"}):
+        with pytest.raises(SpecError, match="is not allowed"):
+            dataclasses.replace(SPEC, modality="text", network="checkpoint:c.pt", **changed)  # type: ignore[arg-type]
+
+
+def test_a_teams_own_network_with_seeded_weights_is_not_called_pretrained() -> None:
+    assert not dataclasses.replace(SPEC, pinned="seeded:0;module:shop#0123").pretrained

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
+from encoders.downloads import cache_path, cached_download, digest_of
 from encoders.loading import load_encoder
 from encoders.spec import EncoderSpec, SpecError
-from encoders.weights import WeightsUnavailable, cache_path, cached_download, digest_in_name, pin_weights
+from encoders.weights import WeightsUnavailable, check_unchanged, pin_weights
+from tests.encoders.families import image_checkpoint, text_checkpoint
 from tests.encoders.pictures import file_of, photographs
 from tests.encoders.web import serving, status
 
@@ -196,7 +198,84 @@ def test_a_file_with_another_digest_is_not_kept(hub: Path) -> None:
 
 
 def test_file_names_carry_their_digest() -> None:
-    assert digest_in_name("https://a.example/models/inception_v3_google-0cc3c7bd.pth") == "0cc3c7bd"
-    assert digest_in_name("https://a.example/models/mnasnet0.5_top1_67.823-3ffadce67e.pth") == "3ffadce67e"
-    assert digest_in_name("https://a.example/models/net.pth") == ""
+    assert digest_of("https://a.example/models/inception_v3_google-0cc3c7bd.pth") == "0cc3c7bd"
+    assert digest_of("https://a.example/models/mnasnet0.5_top1_67.823-3ffadce67e.pth") == "3ffadce67e"
+    assert digest_of("https://a.example/models/net.pth") == ""
     assert cache_path("https://a.example/models/net.pth").name == "net.pth"
+
+
+def test_a_url_is_pinned_with_its_checksum_downloaded_once_and_verified(hub: Path, trained: Path) -> None:
+    content = trained.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    with serving({"/net.pth": content}) as site:
+        url = f"{site.url('/net.pth')}#sha256={digest}"
+        pinned = pin_weights(replace(SMALL, weights=url), Announced())
+        assert pinned.pinned == url
+        encoder = load_encoder(pinned, "cpu")
+        assert len(site.seen) == 1
+    assert encoder.spec == pinned
+    assert pinned.pretrained
+    (hub / digest).write_bytes(b"something else")
+    with pytest.raises(WeightsUnavailable, match="delete it"):
+        load_encoder(pinned, "cpu")
+
+
+def test_a_url_with_other_bytes_or_none_is_refused_or_falls_back(hub: Path) -> None:
+    with serving({"/net.pth": b"other bytes"}) as site:
+        for path in ("/net.pth", "/gone.pth"):
+            spec = replace(SMALL, weights=f"{site.url(path)}#sha256={'0' * 64}")
+            with pytest.raises(SpecError, match="cannot be had"):
+                pin_weights(spec, Announced())
+            said = Announced()
+            assert pin_weights(replace(spec, fallback_weights="seeded:0"), said).pinned == "seeded:0"
+            assert "NOT pretrained" in said[-1]
+    assert list(hub.iterdir()) == []
+
+
+def test_a_download_has_a_limit(hub: Path) -> None:
+    with serving({"/net-01234567.pth": bytes(5000)}) as site, pytest.raises(WeightsUnavailable, match="4999 bytes"):
+        cached_download(site.url("/net-01234567.pth"), max_bytes=4999)
+    assert list(hub.iterdir()) == []
+
+
+def test_a_checkpoint_is_pinned_by_its_digest_and_has_to_be_what_is_declared(tmp_path: Path) -> None:
+    for spec, content in (
+        (image_checkpoint(tmp_path), file_of(photographs()["cat"])),
+        (text_checkpoint(tmp_path), b"a"),
+    ):
+        path = Path(spec.network.partition(":")[2])
+        pinned = pin_weights(spec, Announced())
+        assert pinned.pinned == f"file:{path}#{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+        assert pinned.pretrained
+        encoder = load_encoder(pinned, "cpu")
+        assert encoder.encode([encoder.prepare(content)]).shape == (1, spec.dim)
+        with pytest.raises(SpecError, match=f"dim=99 is not allowed: .* has {spec.dim}"):
+            pin_weights(replace(spec, dim=99), Announced())
+        other = "text" if spec.modality == "image" else "image"
+        with pytest.raises(SpecError, match=f"modality='{other}' is not allowed"):
+            pin_weights(replace(spec, modality=other), Announced())  # type: ignore[arg-type]
+        check_unchanged(pinned)
+        path.write_bytes(path.read_bytes() + b"\0")
+        with pytest.raises(SpecError, match=r"has digest .* was pinned: .*version v2"):
+            check_unchanged(pinned)
+        path.write_bytes(b"no checkpoint")
+        with pytest.raises(SpecError, match="no checkpoint"):
+            load_encoder(pinned, "cpu")
+        path.unlink()
+        with pytest.raises(WeightsUnavailable, match="No such file"):
+            load_encoder(pinned, "cpu")
+        with pytest.raises(SpecError, match="no such file; allowed are the path of a checkpoint"):
+            pin_weights(spec, Announced())
+
+
+def test_a_hub_that_cannot_be_asked_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    for address in ("hf://timm/resnet18/model.safetensors", "hf://sentence-transformers/tiny"):
+        with pytest.raises(WeightsUnavailable, match=f"{address}: no connection$"):
+            cached_download(address)

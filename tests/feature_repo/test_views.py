@@ -5,7 +5,8 @@ import pytest
 from feast import FeatureStore
 
 from encoders.spec import EncoderSpec, SpecError
-from feature_repo.views import encoder_specs, feast_objects, request_topic
+from feature_repo.views import allowing, encoder_specs, feast_objects, request_topic
+from tests.encoders.families import OWN, own_module, text_checkpoint
 
 IMAGE = EncoderSpec(
     name="mobilenet_v3_small",
@@ -76,3 +77,27 @@ def test_an_encoder_declared_twice_is_refused(repo: Path) -> None:
 def test_a_service_of_an_unknown_view_is_refused_with_those_declared(repo: Path) -> None:
     with pytest.raises(SpecError, match=r"inception_v3__v1; declared are text_lstm__v1"):
         apply(repo, [TEXT], {"ctr": ["inception_v3__v1"]})
+
+
+def test_a_file_that_has_changed_under_a_registered_version_is_refused(repo: Path) -> None:
+    spec = text_checkpoint(repo)
+    apply(repo, [spec])
+    apply(repo, [spec])
+    path = Path(spec.network.partition(":")[2])
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(SpecError, match=r"has digest .* was pinned.*version v2"):
+        apply(repo, [spec])
+
+
+def test_a_teams_own_network_is_registered_where_its_module_is_allowed(repo: Path, tmp_path: Path) -> None:
+    with own_module(tmp_path) as module:
+        with pytest.raises(SpecError, match="EMBARK_ALLOWED_MODULES"):
+            apply(repo, [OWN])
+        with allowing(["team_networks"]):
+            store = apply(repo, [OWN])
+        registered = encoder_specs(store)[OWN.view]
+        assert registered.pinned.startswith("seeded:3;module:team_networks#")
+        apply(repo, [OWN])  # once registered, nothing of it is run
+        module.write_text(module.read_text() + "\n")
+        with pytest.raises(SpecError, match="version v2"):
+            apply(repo, [OWN])
