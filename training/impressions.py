@@ -12,7 +12,7 @@ Columns, of which only `event_timestamp` and one of the two keys must be there:
                                     of anything else: kept, not used
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,9 +148,17 @@ def read_impressions(source: Path | str | pd.DataFrame, columns: Mapping[str, st
 
 
 def impression_batches(
-    source: Path | str, columns: Mapping[str, str] | None = None, *, rows: int = BATCH_ROWS
+    source: Path | str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    only: Container[str] | None = None,
+    rows: int = BATCH_ROWS,
 ) -> Iterator[Impressions]:
     """A click log that does not fit in memory, in its order: a parquet file or a folder of them, `rows` at a time.
+
+    Args:
+        columns: as `read_impressions` has them.
+        only: the columns to read, as they are called here; None: all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -159,8 +167,11 @@ def impression_batches(
     if _is_csv(Path(source)):
         raise ImpressionsError(f"{source} is CSV, which is read as a whole: batches want parquet")
     dataset = _dataset(Path(source))
+    ours = {theirs: name for name, theirs in (columns or {}).items()}
+    names = [name for name in dataset.schema.names if only is None or ours.get(name, name) in only]
     held: list[pa.RecordBatch] = []
-    for batch in dataset.to_batches(batch_size=rows):
+    # Read ahead by a little: as much as pyarrow would is gigabytes.
+    for batch in dataset.to_batches(columns=names, batch_size=rows, batch_readahead=1, fragment_readahead=1):
         held.append(batch)
         while sum(len(each) for each in held) >= rows:
             table = pa.Table.from_batches(held)
