@@ -12,7 +12,8 @@ from feast.repo_operations import apply_total, cli_check_repo
 
 from feature_repo.views import allowing
 
-FILES = ("feature_store.yaml", "catalog.py", "definitions.py")
+STORES = ("feature_store.yaml", "feature_store.spark.yaml")
+FILES = (*STORES, "catalog.py", "definitions.py")
 TEMPLATE = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
@@ -43,15 +44,16 @@ def write_repo(
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(TEMPLATE / name, folder / name)
-    _substitute(
-        folder / "feature_store.yaml",
-        {
-            r"^project: .*": f"project: {project}",
-            r"^  hosts: .*": f"  hosts: [{', '.join(cassandra_hosts or ['127.0.0.1'])}]",
-            r"^  port: .*": f"  port: {cassandra_port}",
-            r"^  keyspace: .*": f"  keyspace: {keyspace}",
-        },
-    )
+    for name in STORES:
+        _substitute(
+            folder / name,
+            {
+                r"^project: .*": f"project: {project}",
+                r"^  hosts: .*": f"  hosts: [{', '.join(cassandra_hosts or ['127.0.0.1'])}]",
+                r"^  port: .*": f"  port: {cassandra_port}",
+                r"^  keyspace: .*": f"  keyspace: {keyspace}",
+            },
+        )
     _substitute(folder / "catalog.py", {r'^KAFKA = "[^"]*"': f'KAFKA = "{kafka}"'})
 
 
