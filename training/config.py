@@ -23,7 +23,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from encoders.spec import NAME, VERSION
+from encoders.conv import ConvArchitecture
+from encoders.spec import MAX_DIM, NAME, VERSION
+from encoders.text import TextArchitecture, TextPreprocessing
 from training.mixture import Noise
 
 LEARNED, NONE = "learned", "none"
@@ -57,38 +59,45 @@ class Data(_Section):
 
 
 class Conv(_Section):
-    """A learned image network: convolutions and a fully connected layer.
+    """A learned image network: convolutions and a fully connected layer (`encoders.conv`).
 
     Attributes:
-        side: pixels of the square that it sees.
-        widths: channels of its convolutions, each halving the side.
+        size: pixels of the square that it sees.
+        channels: of its convolutions, multiples of 8; each halves the sides.
         dim: of its embedding.
     """
 
-    side: Annotated[int, Field(ge=8, le=512)] = 64
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (16, 32, 64)
-    dim: Annotated[int, Field(ge=1, le=8192)] = 64
+    size: Annotated[int, Field(ge=8, le=1024)] = 64
+    channels: tuple[int, ...] = (16, 32, 64)
+    dim: Annotated[int, Field(ge=1, le=MAX_DIM)] = 64
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Conv":
+        ConvArchitecture(channels=self.channels)
+        return self
 
 
 class Lstm(_Section):
-    """A learned text network: LSTM and self-attention.
+    """A learned text network: LSTM and self-attention (`encoders.text`).
 
     Attributes:
+        buckets: how many different tokens it can tell apart.
         width: of token embeddings, and of the LSTM in each direction.
-        heads: of the attention; a divisor of twice the width.
+        heads: of the attention; 2 x width is a multiple of it.
         tokens: of a text that are read, at most.
         dim: of its embedding.
     """
 
-    width: Positive = 32
-    heads: Positive = 2
-    tokens: Annotated[int, Field(ge=1, le=9999)] = 64
-    dim: Annotated[int, Field(ge=1, le=8192)] = 64
+    buckets: int = 4096
+    width: int = 32
+    heads: int = 2
+    tokens: int = 32
+    dim: Annotated[int, Field(ge=1, le=MAX_DIM)] = 64
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "Lstm":
-        if 2 * self.width % self.heads:
-            raise ValueError(f"heads={self.heads} is not allowed: a divisor of 2 x width = {2 * self.width}")
+    def _is_possible(self) -> "Lstm":
+        TextArchitecture(buckets=self.buckets, width=self.width, heads=self.heads)
+        TextPreprocessing(tokens=self.tokens)
         return self
 
 
@@ -171,9 +180,15 @@ class Config(_Section):
         return self
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """The registered views that embeddings are taken from."""
-        return tuple(part for part in (self.model.image, self.model.text) if part not in (LEARNED, NONE))
+    def views(self) -> dict[str, str]:
+        """The registered views that embeddings are taken from: `image` or `text` → name."""
+        parts = {"image": self.model.image, "text": self.model.text}
+        return {name: view for name, view in parts.items() if view not in (LEARNED, NONE)}
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Of `image` and `text`, those that a network of the model embeds."""
+        return tuple(name for name in ("image", "text") if getattr(self.model, name) == LEARNED)
 
     def changed(self, **model: object) -> "Config":
         """This config with other settings of the model.
