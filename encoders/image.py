@@ -118,7 +118,7 @@ class ImageEncoder:
         Raises:
             DecodeError: no picture, or one beyond the limits.
         """
-        picture_3HW: Tensor = self._preprocess(_within_aspect(decode(content)))
+        picture_3HW: Tensor = self._preprocess(within_aspect(decode(content)))
         return picture_3HW
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
@@ -131,7 +131,7 @@ class ImageEncoder:
         return vectors.reshape(len(batch), self.spec.dim)
 
 
-def _within_aspect(picture: Image.Image) -> Image.Image:
+def within_aspect(picture: Image.Image) -> Image.Image:
     """The middle of a very long picture.
 
     The preset would first enlarge its shorter side to some 256 pixels: 256 x 16 million for a line of 65,000 pixels.

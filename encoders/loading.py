@@ -50,10 +50,16 @@ def load_encoder(spec: EncoderSpec, device: str = "auto", *, download: Download 
     loaded = spec.pin(_fill(network, spec, download))
     try:
         if isinstance(network, text.TextNetwork):
-            return text.TextEncoder(loaded, network, chosen)
+            return text.TextEncoder(loaded, network, _text_preprocessing(spec), chosen)
         return image.ImageEncoder(loaded, network, chosen)
     except RuntimeError as error:  # out of memory: another encoder may leave some
         raise WeightsUnavailable(f"the network cannot be moved to {chosen}: {error}") from error
+
+
+def _text_preprocessing(spec: EncoderSpec) -> text.TextPreprocessing:
+    if spec.preprocessing == "default":
+        return text.TextPreprocessing()
+    return text.TextPreprocessing(tokens=int(spec.preprocessing.removeprefix("tokens:")))
 
 
 def _network(spec: EncoderSpec) -> nn.Module:

@@ -3,6 +3,7 @@
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -16,11 +17,47 @@ from encoders.compute import Forward
 from encoders.encoder import DecodeError
 from encoders.spec import EncoderSpec
 
-BUCKETS = 2**15  # a token's index is 1 + its bucket
+BUCKETS = 2**15
 PADDING = 0
 DEFAULT_TOKENS = 64
-WIDTH = 128  # of token embeddings, and of the LSTM in each direction
-HEADS = 4
+MAX_TOKENS = 9999
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextArchitecture:
+    """Sizes of a `TextNetwork`.
+
+    Attributes:
+        buckets: how many different tokens it can tell apart; a token's index is 1 + its bucket.
+        width: of token embeddings, and of the LSTM in each direction.
+        heads: of the self-attention; 2 x width is a multiple of it.
+    """
+
+    buckets: int = BUCKETS
+    width: int = 128
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in (("buckets", self.buckets), ("width", self.width), ("heads", self.heads)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} is not allowed: a positive whole number")
+        if 2 * self.width % self.heads:
+            raise ValueError(f"heads={self.heads} is not allowed: 2 x width = {2 * self.width} is a multiple of it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPreprocessing:
+    """From a text to a network's input.
+
+    Attributes:
+        tokens: how many of the first tokens count.
+    """
+
+    tokens: int = DEFAULT_TOKENS
+
+    def __post_init__(self) -> None:
+        if type(self.tokens) is not int or not 1 <= self.tokens <= MAX_TOKENS:
+            raise ValueError(f"tokens={self.tokens!r} is not allowed: a whole number from 1 to {MAX_TOKENS}")
 
 
 def tokens(text: str) -> Iterator[str]:
@@ -44,23 +81,37 @@ def tokens(text: str) -> Iterator[str]:
         yield "".join(word)
 
 
-def token_index(token: str) -> int:
-    """1 to 2¹⁵, the same in every process: BLAKE2b of the token's UTF-8."""
+def token_index(token: str, buckets: int = BUCKETS) -> int:
+    """1 to `buckets`, the same in every process: BLAKE2b of the token's UTF-8."""
     digest = hashlib.blake2b(token.encode(), digest_size=8).digest()
-    return 1 + int.from_bytes(digest, "little") % BUCKETS
+    return 1 + int.from_bytes(digest, "little") % buckets
+
+
+def text_input(text: str, preprocessing: TextPreprocessing, buckets: int = BUCKETS) -> Tensor:
+    """Indices (T,) int64 of a text's first tokens; one index for a text without any token."""
+    first = list(islice(tokens(text), preprocessing.tokens)) or [""]
+    return torch.tensor([token_index(token, buckets) for token in first])
 
 
 class TextNetwork(nn.Module):
     """Token indices (B, T), their counts (B,) → embeddings (B, dim).
 
-    B batch, T tokens, E = 2 x WIDTH, H heads, K = E / H.
+    B batch, T tokens, E = 2 x width, H heads, K = E / H.
+
+    Raises:
+        ValueError: `dim` is no positive number.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, architecture: TextArchitecture | None = None) -> None:
         super().__init__()
-        both = 2 * WIDTH
-        self.embedding = nn.Embedding(1 + BUCKETS, WIDTH, padding_idx=PADDING)
-        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True, bidirectional=True)
+        if dim < 1:
+            raise ValueError(f"dim={dim!r} is not allowed: a positive number")
+        self.dim = dim
+        self.architecture = architecture or TextArchitecture()
+        width = self.architecture.width
+        both = 2 * width
+        self.embedding = nn.Embedding(1 + self.architecture.buckets, width, padding_idx=PADDING)
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.to_qkv = nn.Linear(both, 3 * both)
         self.from_heads = nn.Linear(both, both)
         self.norm = nn.LayerNorm(both)
@@ -81,12 +132,25 @@ class TextNetwork(nn.Module):
 
     def _attend(self, read_BTE: Tensor, is_token_BT: Tensor) -> Tensor:
         batch, most, both = read_BTE.shape
-        qkv_3BHTK = self.to_qkv(read_BTE).view(batch, most, 3, HEADS, both // HEADS).permute(2, 0, 3, 1, 4)
+        heads = self.architecture.heads
+        qkv_3BHTK = self.to_qkv(read_BTE).view(batch, most, 3, heads, both // heads).permute(2, 0, 3, 1, 4)
         q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK.unbind(0)
         is_key_B11T = is_token_BT[:, None, None, :]
         attended_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=is_key_B11T)
         attended_BTE: Tensor = self.from_heads(attended_BHTK.transpose(1, 2).reshape(batch, most, both))
         return attended_BTE
+
+
+def text_of(content: bytes) -> str:
+    """The text in bytes of UTF-8.
+
+    Raises:
+        DecodeError: no valid UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the text is no valid UTF-8: {error}") from None
 
 
 class TextEncoder:
@@ -98,14 +162,16 @@ class TextEncoder:
     Args:
         spec: what it is, with the weights that were really loaded as `pinned`.
         network: with its parameters set.
+        preprocessing: the one that it was trained with.
         device: where it computes.
     """
 
-    def __init__(self, spec: EncoderSpec, network: TextNetwork, device: torch.device) -> None:
+    def __init__(
+        self, spec: EncoderSpec, network: TextNetwork, preprocessing: TextPreprocessing, device: torch.device
+    ) -> None:
         self.spec = spec
-        self._most = (
-            DEFAULT_TOKENS if spec.preprocessing == "default" else int(spec.preprocessing.removeprefix("tokens:"))
-        )
+        self._preprocessing = preprocessing
+        self._buckets = network.architecture.buckets
         self._forward = Forward(network, device, spec.dtype)
 
     def prepare(self, content: bytes) -> Tensor:
@@ -114,12 +180,7 @@ class TextEncoder:
         Raises:
             DecodeError: no valid UTF-8.
         """
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise DecodeError(f"the text is no valid UTF-8: {error}") from None
-        first = list(islice(tokens(text), self._most)) or [""]
-        return torch.tensor([token_index(token) for token in first])
+        return text_input(text_of(content), self._preprocessing, self._buckets)
 
     def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embeddings (B, dim) of B prepared texts.

@@ -1,0 +1,140 @@
+"""A small convolutional image network: what training learns from scratch, and a checkpoint brings into Retina.
+
+The same module and the same preprocessing serve both sides, so that a component computes in Retina what it computed
+while it was trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as F
+
+from encoders.compute import Forward
+from encoders.image import within_aspect
+from encoders.pixels import decode
+from encoders.spec import EncoderSpec
+
+GROUPS = 8  # of GroupNorm: the widths are multiples of it
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvArchitecture:
+    """Sizes of a `ConvNetwork`.
+
+    Attributes:
+        channels: width of each stage, multiples of 8; each stage halves the sides of the picture.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(type(c) is not int or c < GROUPS or c % GROUPS for c in self.channels):
+            raise ValueError(f"channels={self.channels!r} is not allowed: one or more multiples of {GROUPS}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PicturePreprocessing:
+    """From a decoded picture to a network's input.
+
+    Attributes:
+        size: the shorter side is resized to it, and the central square kept; pixels.
+        mean: subtracted from red, green and blue between 0 and 1; ImageNet's unless another is given.
+        std: divided by afterwards.
+    """
+
+    size: int = 96
+    mean: RGB = (0.485, 0.456, 0.406)
+    std: RGB = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or not 8 <= self.size <= 1024:
+            raise ValueError(f"size={self.size!r} is not allowed: a whole number of pixels from 8 to 1024")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, float) for value in values):
+                raise ValueError(f"{name}={values!r} is not allowed: three floats, of red, green and blue")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std!r} is not allowed: three positive floats")
+
+
+def picture_input(picture: Image.Image, preprocessing: PicturePreprocessing) -> Tensor:
+    """The input (3, size, size) float32 of a decoded RGB picture: as torchvision's presets, in their order."""
+    square = F.center_crop(
+        F.resize(within_aspect(picture), [preprocessing.size], F.InterpolationMode.BILINEAR), [preprocessing.size]
+    )
+    picture_3HW: Tensor = F.convert_image_dtype(F.pil_to_tensor(square), torch.float32)
+    normal_3HW: Tensor = F.normalize(picture_3HW, list(preprocessing.mean), list(preprocessing.std))
+    return normal_3HW
+
+
+class ConvNetwork(nn.Module):
+    """Pictures (B, 3, H, W) → embeddings (B, dim).
+
+    Each stage is a 3 x 3 convolution of stride 2, GroupNorm and ReLU; then the mean over all places and one linear
+    layer. GroupNorm and not BatchNorm: an embedding does not depend on its batch, in training neither.
+
+    Raises:
+        ValueError: `dim` is no positive number.
+    """
+
+    def __init__(self, dim: int, architecture: ConvArchitecture | None = None) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim={dim!r} is not allowed: a positive number")
+        self.dim = dim
+        self.architecture = architecture or ConvArchitecture()
+        stages: list[nn.Module] = []
+        width_before = 3
+        for width in self.architecture.channels:
+            stages += [
+                nn.Conv2d(width_before, width, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(GROUPS, width),
+                nn.ReLU(inplace=True),
+            ]
+            width_before = width
+        self.stages = nn.Sequential(*stages)
+        self.out = nn.Linear(width_before, dim)
+
+    def forward(self, picture_B3HW: Tensor) -> Tensor:
+        feature_BCHW = self.stages(picture_B3HW)
+        embedding_BD: Tensor = self.out(feature_BCHW.mean((2, 3)))
+        return embedding_BD
+
+
+class ConvEncoder:
+    """A `ConvNetwork` as an encoder.
+
+    Args:
+        spec: what it is, with what was really loaded as `pinned`.
+        network: with its parameters set.
+        preprocessing: the one that it was trained with.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, network: ConvNetwork, preprocessing: PicturePreprocessing, device: torch.device
+    ) -> None:
+        self.spec = spec
+        self._preprocessing = preprocessing
+        self._forward = Forward(network, device, spec.dtype)
+
+    def prepare(self, content: bytes) -> Tensor:
+        """The picture (3, size, size) float32 in an image file.
+
+        Raises:
+            DecodeError: no picture, or one beyond the limits.
+        """
+        return picture_input(decode(content), self._preprocessing)
+
+    def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Embeddings (B, dim) of B prepared pictures.
+
+        Raises:
+            EncodeError: the network failed.
+        """
+        return self._forward(torch.stack(list(batch)))
