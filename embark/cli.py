@@ -15,8 +15,12 @@ from rich.markup import escape
 from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.evaluate import evaluate
+from embark.export import export
 from embark.packages import ShadowedPackage, check_packages
+from embark.rank import rank
 from embark.settings import Settings
+from embark.train import train
 
 if TYPE_CHECKING:
     from embark.servers import ServerStatus
@@ -58,6 +62,7 @@ def cli(context: click.Context) -> None:
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
     Keep house:        embark tables | compact | dead-letters
+    Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
     """
     context.obj = Settings()
 
@@ -337,6 +342,12 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
 
 cli.add_command(backfill)
 cli.add_command(dead_letters)
+
+
+# ── the click-through-rate model ─────────────────────────────────────────────────────────────────────────────────────
+
+for each in (train, evaluate, export, rank):
+    cli.add_command(each)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────

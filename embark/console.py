@@ -33,6 +33,10 @@ EXPECTED_ERRORS = {
     "materializer.dead_letter_actions": "RetryStopped",
     "materializer.process": "KafkaUnavailable",
     "serving.client": "ClientError",
+    "training.config": "ConfigError",
+    "training.impressions": "ImpressionsError",
+    "training.ranker": "RankError",
+    "training.saved": "ModelError",
 }
 
 

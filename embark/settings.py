@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     fetch_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
     )
+    rank_budget: float = Field(0.2, gt=0, description="seconds in which `embark rank` answers, embeddings or not")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 
     @classmethod

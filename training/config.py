@@ -1,19 +1,19 @@
 """What `embark train` is told: a TOML file, checked before anything runs.
 
-    [data]                                      # paths are relative to this file
-    train = "log/train.parquet"
-    valid = "log/valid.parquet"
-    test = "log/test.parquet"
-    images = "log/images"
+[data]                                      # paths are relative to this file
+train = "log/train.parquet"
+valid = "log/valid.parquet"
+test = "log/test.parquet"
+images = "log/images"
 
-    [model]
-    image = "mobilenet_v3_small__v1"            # a registered view, "learned" or "none"
-    text = "learned"
-    item = ["publisher"]                        # categorical columns that describe the item
-    context = ["hour", "device"]                # and those that describe the occasion
+[model]
+image = "mobilenet_v3_small__v1"            # a registered view, "learned" or "none"
+text = "learned"
+item = ["publisher"]                        # categorical columns that describe the item
+context = ["hour", "device"]                # and those that describe the occasion
 
-    [training]
-    epochs = 20
+[training]
+epochs = 20
 """
 
 import tomllib
@@ -238,7 +238,8 @@ def _described(problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         return f"{where}={problem['input']!r}: '{LEARNED}', '{NONE}' or the name of a view, as inception_v3__v1"
     if problem["type"] == "extra_forbidden":
-        section = {"data": Data, "model": Model, "training": Training, "conv": Conv, "lstm": Lstm}
-        known = section.get(str(problem["loc"][-2]) if len(problem["loc"]) > 1 else "", Config).model_fields
+        sections: dict[str, type[BaseModel]] = {"data": Data, "model": Model, "training": Training}
+        sections |= {"conv": Conv, "lstm": Lstm}
+        known = sections.get(str(problem["loc"][-2]) if len(problem["loc"]) > 1 else "", Config).model_fields
         return f"{where}: no such setting; there are {', '.join(known)}"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,12 +1,12 @@
 """What the model learns from: cells of equal inputs with their clicks and impressions, drawn in batches.
 
-Impressions that are alike in all that the model sees are one example: fewer forward passes, and only several impressions
-of one thing tell how far its CTR is known. Inputs of a part (pictures, texts, embeddings) lie in a table, each distinct
-one once; an example holds row numbers.
+Impressions that are alike in all that the model sees are one example: fewer forward passes, and only several
+impressions of one thing tell how far its CTR is known. Inputs of a part (pictures, texts, embeddings) lie in a table,
+each distinct one once; an example holds row numbers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -99,8 +99,10 @@ class Examples:
     @property
     def oov_N(self) -> NDArray[np.bool_]:
         """Whether any part is OOV."""
-        none = np.zeros(len(self), dtype=np.bool_)
-        return np.any([none, *(part.row_N == OOV_ROW for part in self.parts.values())], axis=0)
+        oov_N = np.zeros(len(self), dtype=np.bool_)
+        for part in self.parts.values():
+            oov_N |= part.row_N == OOV_ROW
+        return oov_N
 
     @property
     def context_N(self) -> NDArray[np.int64]:
@@ -121,21 +123,26 @@ class Examples:
         """Clicks and impressions of the examples at `at`, (B,) each."""
         return torch.from_numpy(self.clicks_N[at]), torch.from_numpy(self.impressions_N[at])
 
+    def at(self, places: NDArray[np.int64]) -> "Examples":
+        """Those at `places`."""
+        return replace(
+            self,
+            parts={name: replace(part, row_N=part.row_N[places]) for name, part in self.parts.items()},
+            item_NF=self.item_NF[places],
+            context_NG=self.context_NG[places],
+            clicks_N=self.clicks_N[places],
+            impressions_N=self.impressions_N[places],
+            true_ctr_N=None if self.true_ctr_N is None else self.true_ctr_N[places],
+        )
+
     def with_oov(self, rate: float, seed: int) -> "Examples":
         """These examples with a share of each part's embeddings missing, drawn anew."""
         draw = np.random.default_rng(seed)
         parts = {
-            name: Inputs(table=part.table, row_N=np.where(draw.random(len(self)) < rate, OOV_ROW, part.row_N))
+            name: replace(part, row_N=np.where(draw.random(len(self)) < rate, OOV_ROW, part.row_N))
             for name, part in self.parts.items()
         }
-        return Examples(
-            parts=parts,
-            item_NF=self.item_NF,
-            context_NG=self.context_NG,
-            clicks_N=self.clicks_N,
-            impressions_N=self.impressions_N,
-            true_ctr_N=self.true_ctr_N,
-        )
+        return replace(self, parts=parts)
 
 
 def _seen(table: Table, row_B: NDArray[np.int64]) -> Seen:
@@ -170,11 +177,9 @@ def examples(
         for known in (vocabularies["item"], vocabularies["context"])
     )
     clicked = impressions.clicked.astype(np.float64)
-    if aggregate:
-        cell = _cells(impressions, parts, item, context)
-        _, first = np.unique(cell, return_index=True)
-    else:
-        cell = first = np.arange(len(impressions))
+    alone = np.arange(len(impressions), dtype=np.int64)
+    cell = _cells(impressions, parts, item, context) if aggregate else alone
+    first = np.unique(cell, return_index=True)[1]
     true_ctr = impressions.true_ctr
     counts = np.bincount(cell, minlength=len(first))
     return Examples(
@@ -191,9 +196,9 @@ def _cells(
     impressions: Impressions, parts: Mapping[str, Inputs], item: NDArray[np.int64], context: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The number of each impression's cell, (M,), from 0 in the order in which they first come."""
-    columns = [*(part.row_N for part in parts.values()), *item.T, *context.T]
+    columns: list[NDArray[np.int64]] = [*(part.row_N for part in parts.values()), *item.T, *context.T]
     if "item_id" in impressions.table.column_names:
-        columns.append(pd.factorize(impressions.table["item_id"].to_pandas())[0])
+        columns.append(pd.factorize(impressions.table["item_id"].to_pandas())[0].astype(np.int64))
     frame = pd.DataFrame(dict(enumerate(columns)), index=range(len(impressions)))
     cells: NDArray[np.int64] = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(np.int64)
     return cells

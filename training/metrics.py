@@ -29,7 +29,7 @@ def log_loss(ctr: Floats, clicks: Floats, impressions: Floats) -> float:
 
 
 def auc(ctr: Floats, clicks: Floats, impressions: Floats) -> float | None:
-    """Probability that a clicked impression has a higher score than one that was not; None where one kind is missing."""
+    """Probability that a clicked impression scores above one that was not; None where one kind is missing."""
     missed = impressions - clicks
     if not clicks.sum() or not missed.sum():
         return None
@@ -56,9 +56,9 @@ def grouped_auc(ctr: Floats, clicks: Floats, impressions: Floats, group: NDArray
 class Calibration:
     """Bins of about equal numbers of impressions, by predicted CTR: what was predicted, what was seen, how often."""
 
-    predicted: NDArray[np.float64]
-    seen: NDArray[np.float64]
-    impressions: NDArray[np.float64]
+    predicted: Floats
+    seen: Floats
+    impressions: Floats
 
     @property
     def ece(self) -> float:
@@ -70,7 +70,7 @@ def calibration(ctr: Floats, clicks: Floats, impressions: Floats, bins: int = BI
     order = np.argsort(ctr, kind="stable")
     share = (np.cumsum(impressions[order]) - impressions[order] / 2) / impressions.sum()
     bin_of = np.minimum((share * bins).astype(np.int64), bins - 1)
-    shown = np.bincount(bin_of, impressions[order], bins)
+    shown: NDArray[np.float64] = np.bincount(bin_of, impressions[order], bins).astype(np.float64)
     filled = shown > 0
     predicted = np.bincount(bin_of, (ctr * impressions)[order], bins)[filled] / shown[filled]
     seen = np.bincount(bin_of, clicks[order].astype(np.float64), bins)[filled] / shown[filled]
@@ -94,7 +94,9 @@ def ranks(mixture: Mixture, clicks: Floats, impressions: Floats, seed: int = 0) 
     return rank_N
 
 
-def _binomial_cdf(count: NDArray[np.float64], shown: NDArray[np.float64], ctr: NDArray[np.float64]) -> NDArray[np.float64]:
+def _binomial_cdf(
+    count: NDArray[np.float64], shown: NDArray[np.float64], ctr: NDArray[np.float64]
+) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.where(count < 0, 0.0, bdtr(np.maximum(count, 0), shown.astype(np.int64), ctr))
     return found
 

@@ -3,8 +3,8 @@
 After Zeldes et al., Deep Density Networks and Uncertainty in Recommender Systems (arXiv 1711.02487): what is seen of an
 item is not its CTR but `clicks` of `impressions`, and a likelihood that knows how noisy that is leaves in the mixture
 only what the model does not know. The paper widens each Gaussian by the variance of the measured value. That is
-`noise="gaussian"`, and poor for few impressions; `noise="binomial"` integrates the binomial distribution over the mixture:
-exact for any number of them, and for one impression the log-loss of the expected CTR.
+`noise="gaussian"`, and poor for few impressions; `noise="binomial"` integrates the binomial distribution over the
+mixture: exact for any number of them, and for one impression the log-loss of the expected CTR.
 
 Shapes: B examples, K components, Q nodes of a quadrature.
 """
@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Noise = Literal["binomial", "gaussian", "none"]
@@ -99,6 +100,11 @@ class Mixture:
         """In float64: with 10,000 impressions a likelihood in float32 is off by 0.01. Gradients do not suffer."""
         return Mixture(self.log_weight_BK.double(), self.mean_BK.double(), self.sigma_BK.double())
 
+    def at(self, places: NDArray[np.int64]) -> "Mixture":
+        """Those at `places`."""
+        index = torch.from_numpy(places)
+        return Mixture(self.log_weight_BK[index], self.mean_BK[index], self.sigma_BK[index])
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the CTR, (B,) each."""
         node_Q, weight_Q = NODE_Q.to(self.mean_BK), LOG_WEIGHT_Q.to(self.mean_BK).exp() / math.sqrt(math.pi)
@@ -122,11 +128,12 @@ class Mixture:
             middle_B = (low_B + high_B) / 2
             below_B = self.below(middle_B) < share
             low_B, high_B = torch.where(below_B, middle_B, low_B), torch.where(below_B, high_B, middle_B)
-        return torch.sigmoid((low_B + high_B) / 2)
+        ctr_B: Tensor = torch.sigmoid((low_B + high_B) / 2)
+        return ctr_B
 
     def below(self, logit_B: Tensor) -> Tensor:
         """Probability that the true logit CTR is below `logit_B`, (B,)."""
-        share_BK = torch.special.ndtr((logit_B[:, None] - self.mean_BK) / self.sigma_BK)
+        share_BK: Tensor = torch.special.ndtr((logit_B[:, None] - self.mean_BK) / self.sigma_BK)
         return (self.log_weight_BK.exp() * share_BK).sum(1)
 
 

@@ -9,7 +9,8 @@ The modules are those of Zeldes et al. (arXiv 1711.02487). A part that is learne
 thing: whether a network of ours or EmbArk makes the embedding. So a trained network can become an encoder, and the rest
 runs on what is looked up.
 
-Shapes: B examples, U distinct inputs of a part in a batch, D values of an embedding, W hidden width, F and G categories.
+Shapes: B examples, U distinct inputs of a part in a batch, D values of an embedding, W hidden width, F and G
+categories.
 """
 
 from collections.abc import Mapping
@@ -119,9 +120,10 @@ class Categories(nn.Module):
     def __init__(self, sizes: tuple[int, ...], dim: int) -> None:
         super().__init__()
         self.width = len(sizes) * dim
-        self._tables = nn.ModuleList(nn.Embedding(size, dim) for size in sizes)
-        for table in self._tables:
+        tables = [nn.Embedding(size, dim) for size in sizes]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.1)
+        self._tables = nn.ModuleList(tables)
 
     def forward(self, index_BF: Tensor) -> Tensor:
         if not self._tables:

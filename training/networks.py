@@ -1,10 +1,5 @@
 """The networks that are learned with the model, and what they are fed: the very modules that Retina runs later."""
 
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.conv import ConvArchitecture, ConvNetwork, PicturePreprocessing, picture_input

@@ -1,8 +1,8 @@
-"""A trained model on disk: its config, its vocabularies and its weights, in one file that holds plain values and tensors.
+"""A trained model on disk: its config, its vocabularies and its weights, in one file of plain values and tensors.
 
-    RUN/model.pt         the best model by validation: what evaluation, export and ranking load
-    RUN/checkpoint.pt    where training stands: what a run that was stopped goes on from
-    RUN/tensorboard/     the learning curves
+RUN/model.pt         the best model by validation: what evaluation, export and ranking load
+RUN/checkpoint.pt    where training stands: what a run that was stopped goes on from
+RUN/tensorboard/     the learning curves
 """
 
 import os

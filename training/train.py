@@ -256,9 +256,7 @@ def _state(
     }
 
 
-def _resume(
-    path: Path, config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress | None:
+def _resume(path: Path, config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
     """Sets everything to where a run was stopped; None where there is none."""
     if not path.exists():
         return None
