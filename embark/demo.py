@@ -21,7 +21,7 @@ from embark.child_process import ChildProcess, ProcessDied
 from embark.demo_history import read_history
 from embark.demo_lookups import IMAGE_VIEW, LARGE_IMAGE_VIEW, LATE_VIEW, TEXT_VIEW, Lookups, LookupsDiffer
 from embark.demo_result import DemoResult, EncoderShown, Step
-from embark.photographs import PhotographServer, photographs
+from embark.photographs import PhotographServer
 from embark.repo import open_store, write_repo
 from embark.report import write_report
 from embark.servers import LocalServers, ServersError, free_port
@@ -30,6 +30,7 @@ from embark.starting import start_servers
 from encoders.client import RetinaAway, RetinaClient
 from feature_repo.views import encoder_specs
 from serving.client import ClientError, EmbArkClient, ViewUnknown
+from training.photographs import photographs
 
 LATE_ENCODER = """
 ENCODERS.append(

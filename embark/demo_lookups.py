@@ -13,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from embark.child_process import ChildProcess
 from embark.demo_result import ItemShown, Latency
-from embark.photographs import PhotographServer, photographs
+from embark.photographs import PhotographServer
 from feature_repo.embeddings import Status
 from serving.client import EmbArkClient
 from serving.feature_store import EmbArkFeatureStore
+from training.photographs import photographs
 
 IMAGE_VIEW = "mobilenet_v3_small__v1"
 LARGE_IMAGE_VIEW = "inception_v3__v1"

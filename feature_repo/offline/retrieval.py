@@ -21,8 +21,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.saved_dataset import SavedDatasetStorage
 from numpy.typing import NDArray
 
-from encoders.keys import KeyRefused, canonical_key
-from encoders.spec import EncoderSpec
+from feature_repo.offline.canonical import canonical_keys
 from feature_repo.offline.columns import TIME, Columns
 from feature_repo.offline.gather import key_codes, take
 from feature_repo.offline.history import History, PartsHistory, TableHistory
@@ -199,7 +198,7 @@ def features_at(
     times = [t for t in (columns.event, columns.created) if t]
     tie = TIE if TIE in schema.names and pa.types.is_int64(schema.field(TIE).type) else None
     index = history.index([*asked.keys.values(), *([tie] if tie else [])], times)
-    wanted = _canonical(asked.view, entities.select(list(asked.keys)))
+    wanted = canonical_keys(asked.view, entities.select(list(asked.keys)))
     key, of_history = key_codes(wanted, index.select(list(asked.keys.values())))
     rows = rows_of(index, of_history, columns, tie)
     del index  # the keys of all rows: as large as the answer, where history is long
@@ -282,20 +281,3 @@ def _day(moment: int) -> date | None:
         return (datetime(1970, 1, 1) + timedelta(microseconds=moment)).date()
     except OverflowError:
         return None
-
-
-def _canonical(view: FeatureView, keys: pa.Table) -> pa.Table:
-    """The keys as an encoder's history names them; null where one can name no input. Other views' keys as they are."""
-    spec = EncoderSpec.from_tags(view.tags)
-    if spec is None or keys.num_columns != 1 or not pa.types.is_string(keys.schema.field(0).type):
-        return keys
-
-    def canonical(key: str | None) -> str | None:
-        try:
-            return None if key is None else canonical_key(spec, key)
-        except KeyRefused:
-            return None
-
-    encoded = keys.column(0).combine_chunks().dictionary_encode()
-    names = pa.array([canonical(key) for key in encoded.dictionary.to_pylist()], type=pa.string())
-    return pa.table([names.take(encoded.indices)], names=keys.column_names)

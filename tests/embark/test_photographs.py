@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from embark.photographs import SIDE, PhotographServer, PortTaken, photographs
+from embark.photographs import PhotographServer, PortTaken
 from encoders import encoder
 from encoders.encoder import EncoderError
 from encoders.fetch import Fetcher
 from encoders.pixels import decode
+from training.photographs import SIDE, photographs
 
 
 def get(url: str) -> tuple[HTTPResponse, bytes]:
