@@ -17,11 +17,15 @@ from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
 from embark.encode import encode
 from embark.encoders import encoders
+from embark.evaluate import evaluate
+from embark.export import export
 from embark.invalidate import invalidate
 from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
+from embark.rank import rank
 from embark.reembed import reembed
 from embark.settings import Settings
+from embark.train import train
 
 if TYPE_CHECKING:
     from embark.servers import ServerStatus
@@ -65,6 +69,7 @@ def cli(context: click.Context) -> None:
     Ask in advance:    embark backfill --view VIEW --from FILE
     Change:            embark reembed | invalidate | migrate
     Keep house:        embark tables | compact | dead-letters
+    Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
     """
     context.obj = Settings()
 
@@ -349,6 +354,12 @@ cli.add_command(migrate)
 cli.add_command(dead_letters)
 cli.add_command(encode)
 cli.add_command(encoders)
+
+
+# ── the click-through-rate model ─────────────────────────────────────────────────────────────────────────────────────
+
+for each in (train, evaluate, export, rank):
+    cli.add_command(each)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────────────────────────

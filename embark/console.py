@@ -40,6 +40,10 @@ EXPECTED_ERRORS = {
     "feature_repo.offline.newest": "HistoryUnreadable",
     "materializer.process": "KafkaUnavailable",
     "serving.client": "ClientError",
+    "training.config": "ConfigError",
+    "training.impressions": "ImpressionsError",
+    "training.ranker": "RankError",
+    "training.saved": "ModelError",
 }
 
 

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         [],
         description="Python modules whose networks may run, and those below them; none by default",
     )
+    rank_budget: float = Field(0.2, gt=0, description="seconds in which `embark rank` answers, embeddings or not")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
 
     @classmethod
