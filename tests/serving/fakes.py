@@ -23,6 +23,16 @@ IMAGE = EncoderSpec(
 SPECS = {spec.view: spec for spec in (IMAGE, TEXT)}
 
 
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """An archive and what it is made of."""
