@@ -1,6 +1,5 @@
 """EmbArk's service: look-ups over gRPC."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -39,14 +38,14 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
                 grpc.StatusCode.INVALID_ARGUMENT, f"{len(request.keys)} keys, {self._max_keys} are allowed in a call"
             )
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, self._lookup, request)
+            return await self._lookup(request, context)
         except UnknownView as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
             raise AssertionError("abort raises") from error
 
-    def _lookup(self, request: LookupRequest) -> LookupReply:
+    async def _lookup(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> LookupReply:
         spec = self._archive.spec(request.view)
-        answer = self._archive.lookup(request.view, request.keys)
+        answer = await self._archive.answer(request.view, request.keys, context.time_remaining())
         return LookupReply(
             vectors=pack(answer.vectors),
             status=answer.status.tobytes(),

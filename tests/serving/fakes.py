@@ -12,7 +12,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import embedding_id
 from feature_repo.failures import MemoryFailureMarks
-from serving.archive import Archive, EmbeddingArchive, MemoryRows, memory_archive
+from serving.archive import Archive, EmbeddingArchive
+from serving.memory import MemoryRows, memory_archive
 from serving.requests import MemoryRequests
 from serving.service import EmbArkServer, EmbArkService
 

@@ -14,9 +14,9 @@ from embark.servers import free_port
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
-from serving.archive import MemoryRows, memory_archive
 from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
+from serving.memory import MemoryRows, memory_archive
 from serving.requests import MemoryRequests
 from tests.serving.fakes import IMAGE, SPECS, TEXT, Parts, served
 
