@@ -52,6 +52,14 @@ class Archive(Protocol):
         """
         ...
 
+    def announce(self, view: str, keys: Sequence[str], published_at: Sequence[int] | None, *, bulk: bool) -> int:
+        """Asks for keys that are known before anybody looks them up; how many requests were taken.
+
+        Raises:
+            UnknownView: there is no such view.
+        """
+        ...
+
 
 class EmbeddingArchive:
     """Look-ups in the hot cache, then in the online store. Safe to share between threads.
@@ -131,6 +139,18 @@ class EmbeddingArchive:
                 view, canonical, published_at=published_at[i] if published_at else None, bulk=bulk
             )
         return taken
+
+    def warm(self, view: str, keys: Sequence[str]) -> int:
+        """Reads canonical keys into the hot cache, asking for none that is missing; how many there are.
+
+        Raises:
+            UnknownView: there is no such view.
+        """
+        spec = self._directory.spec(view)
+        cache = self._caches.of(spec)
+        reads = [each.read for each in self._reads.begin(spec, list(dict.fromkeys(keys)), cache)]
+        done, _ = wait(reads, self._budget)
+        return sum(int(read.result().rows.found.sum()) for read in done if read.exception() is None)
 
     def _begin(self, view: str, keys: Sequence[str]) -> "_UnderWay":
         """Steps 1 and 2 of a look-up."""

@@ -1,9 +1,9 @@
 """Which entry of a full cache makes room: S3-FIFO (Yang et al., "FIFO queues are all you need", SOSP 2023).
 
-New entries go through a small queue, a tenth of the room. What is asked for again there moves into the main queue, what is
-not leaves at once, and is remembered by a hash alone: a key that comes back soon goes straight into the main queue. So a
-scan of keys that nobody asks for twice passes through the small queue and costs the main one nothing. Hits write one
-number an entry, which numpy does for all keys of a look-up together; LRU would move a list entry for each.
+New entries go through a small queue, a tenth of the room. What is asked for again there moves into the main queue, what
+is not leaves at once, and is remembered by a hash alone: a key that comes back soon goes straight into the main queue.
+So a scan of keys that nobody asks for twice passes through the small queue and costs the main one nothing. Hits write
+one number an entry, which numpy does for all keys of a look-up together; LRU would move a list entry for each.
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """The vectors of a view that are asked for most, in a slab of fixed memory: most look-ups read nothing else.
 
 One dictionary leads from a key, as it is given, to a slot; all else is numpy over the slots of a whole look-up. So a
-key that is hot costs one dictionary look-up, its canonical form included: every spelling that was seen leads to the slot.
+key that is hot costs one dictionary look-up, its canonical form included: every spelling seen leads to the slot.
 """
 
 import threading

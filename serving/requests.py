@@ -46,9 +46,11 @@ class MemoryRequests:
     """Requests in memory: for tests, and for readers that shall not ask."""
 
     requests: list[tuple[str, str]] = field(default_factory=list)
+    times: list[int | None] = field(default_factory=list)  # of publishing, as given
 
     def offer(self, view: str, key: str, *, published_at: int | None = None, bulk: bool = False) -> bool:
         self.requests.append((view, key))
+        self.times.append(published_at)
         return True
 
 

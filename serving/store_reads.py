@@ -1,4 +1,4 @@
-"""Reads of what the hot cache has not: each key once at a time, by few threads, and not at all while the store is down."""
+"""Reads of what the hot cache lacks: each key once at a time, by few threads, not at all while the store is down."""
 
 import logging
 import threading

@@ -167,7 +167,7 @@ def test_a_read_that_comes_too_late_is_a_hit_of_the_next_look_up() -> None:
 
 
 def test_a_key_is_read_once_however_many_ask_for_it_at_once() -> None:
-    archive, rows, requests = gated()
+    archive, rows, _ = gated()
     rows.rows[TEXT.view, "b"] = (7, 8, oov_vector(TEXT.dim) + 1)
     answers: dict[str, Embeddings] = {}
 
