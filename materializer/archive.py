@@ -22,6 +22,7 @@ from feature_repo.embeddings import embedding_id
 from feature_repo.online.matrix_rows import MatrixRows
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import CONTENT_HASH, CREATED_TIME, EMBEDDING, EMBEDDING_ID, EVENT_TIME
+from materializer.messages import Announcement
 
 
 class ArchiveUnavailable(Exception):
@@ -66,6 +67,13 @@ class EmbeddedBatch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def announcements(self, view: str) -> list[Announcement]:
+        """What is told of the batch when it is online."""
+        return [
+            Announcement("embedded", view, key, int(time), id_)
+            for key, time, id_ in zip(self.keys, self.event_time, self.embedding_id, strict=True)
+        ]
 
 
 class Archive(Protocol):

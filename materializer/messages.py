@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import TopicAlreadyExistsError
@@ -14,12 +14,15 @@ from encoders.keys import MAX_KEY_BYTES
 logger = logging.getLogger(__name__)
 
 Priority = Literal["live", "bulk"]
+Kind = Literal["embedded", "failed", "invalidated"]
 
 MAX_MESSAGE_BYTES = 8 * MAX_KEY_BYTES  # a key of 8 KiB, each byte escaped in JSON at worst six-fold, and the rest
 PARTITIONS = 6  # at most so many workers share the work; raising it later moves keys between partitions
 REQUEST_DAYS = 7  # > the longest outage to survive: what is older than this when KFC returns is lost
 DEAD_LETTER_DAYS = 30  # to look at them, and to send them again by hand
-MAX_DEAD_LETTER_BYTES = 4 * 1024 * 1024  # > Kafka's limit of 1 MiB for any other message, and the headers
+MAX_DEAD_LETTER_BYTES = 4 * 1024 * 1024  # > Kafka's limit of 1 MiB for a request, and the headers
+ANNOUNCED_SECONDS = 3600  # > the longest that a reader is away from Kafka and keeps what it has cached
+ANNOUNCED_TOGETHER = 64  # in one message: 3 MiB of the longest keys with every byte escaped, 10 KiB of usual ones
 
 
 class MalformedMessage(ValueError):
@@ -31,7 +34,7 @@ class Topics:
     """Names of the topics, all derived from the request topic that the registry names.
 
     `live` holds what look-ups missed, `bulk` what a backfill asks for, `retry` what failed and may succeed later,
-    `dead_letters` what never will.
+    `dead_letters` what never will. `embedded` tells whoever keeps copies of embeddings which ones have changed.
     """
 
     live: str
@@ -49,8 +52,12 @@ class Topics:
         return f"{self.live}.dead-letters"
 
     @property
+    def embedded(self) -> str:
+        return f"{self.live}.embedded"
+
+    @property
     def all(self) -> tuple[str, ...]:
-        return (self.live, self.bulk, self.retry, self.dead_letters)
+        return (self.live, self.bulk, self.retry, self.dead_letters, self.embedded)
 
     @property
     def group(self) -> str:
@@ -72,12 +79,21 @@ class Topics:
             "retention.ms": str(DEAD_LETTER_DAYS * 86_400_000),
             "max.message.bytes": str(MAX_DEAD_LETTER_BYTES),
         }
+        # Kafka removes whole segments: one of a week, its default, would keep all of a week.
+        kept = str(ANNOUNCED_SECONDS * 1000)
+        announced = common | {
+            "retention.ms": kept,
+            "segment.ms": kept,
+            "max.message.bytes": str(MAX_DEAD_LETTER_BYTES),
+        }
         return {
             self.live: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
             self.bulk: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
             self.retry: {"num_partitions": partitions, "replication_factor": replication, "configs": requests},
             # One partition: they are few, and are read in order.
             self.dead_letters: {"num_partitions": 1, "replication_factor": replication, "configs": dead},
+            # One partition: each reader reads all of it, in the order in which it was written.
+            self.embedded: {"num_partitions": 1, "replication_factor": replication, "configs": announced},
         }
 
 
@@ -131,16 +147,9 @@ class EmbedRequest:
         Raises:
             MalformedMessage: no JSON object, or a field that is missing or of another type.
         """
-        if message is None:
-            raise MalformedMessage("the message has no value")
-        if len(message) > MAX_MESSAGE_BYTES:
+        if message is not None and len(message) > MAX_MESSAGE_BYTES:
             raise MalformedMessage(f"the message has {len(message)} bytes, {MAX_MESSAGE_BYTES} are allowed")
-        try:
-            fields = json.loads(message)
-        except (ValueError, RecursionError) as error:
-            raise MalformedMessage(f"no JSON in UTF-8: {error}") from None
-        if not isinstance(fields, dict):
-            raise MalformedMessage(f"a JSON object is expected, not {type(fields).__name__}")
+        fields = _fields(message)
         return cls(
             view=_field(fields, "view", str),
             key=_field(fields, "key", str),
@@ -149,6 +158,74 @@ class EmbedRequest:
             priority="bulk" if _field(fields, "priority", str, "live") == "bulk" else "live",
             not_before=_field(fields, "not_before", int, 0),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Tells that what look-ups answer for a key has changed, or may have: a replay announces again.
+
+    Attributes:
+        kind: `embedded`: it has a row. `failed`: it was given up and marked; a row that it had before is still
+            there. `invalidated`: its row was removed, with every earlier event.
+        view: feature view of the encoder.
+        key: canonical URL or text.
+        event_time: of the row, microseconds since 1970; of a failure, that of the request; of an invalidation, that of
+            the row that was removed: what a reader read with a later event time is newer.
+        embedding_id: of the row that was written or removed; 0 of a failure.
+    """
+
+    kind: Kind
+    view: str
+    key: str
+    event_time: int
+    embedding_id: int
+
+
+def encode_announcements(announcements: Iterable[Announcement]) -> Iterator[bytes]:
+    """The messages that tell them: those of one kind and view together, JSON in UTF-8, a column a field."""
+    groups: dict[tuple[str, str], list[Announcement]] = {}
+    for each in announcements:
+        groups.setdefault((each.kind, each.view), []).append(each)
+    for (kind, view), group in groups.items():
+        for start in range(0, len(group), ANNOUNCED_TOGETHER):
+            some = group[start : start + ANNOUNCED_TOGETHER]
+            columns = {
+                "keys": [each.key for each in some],
+                "event_times": [each.event_time for each in some],
+                "embedding_ids": [each.embedding_id for each in some],
+            }
+            yield json.dumps({"kind": kind, "view": view} | columns, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode_announcements(message: bytes | None) -> list[Announcement]:
+    """The announcements in a message.
+
+    Raises:
+        MalformedMessage: it is none, or a field is missing or of another type.
+    """
+    fields = _fields(message)
+    kind, view = _field(fields, "kind", str), _field(fields, "view", str)
+    if kind not in get_args(Kind):
+        raise MalformedMessage(f"announcements are {', '.join(get_args(Kind))}, not {kind[:40]!r}")
+    keys, times, ids = (
+        [_field({name: item}, name, of) for item in _field(fields, name, list)]
+        for name, of in (("keys", str), ("event_times", int), ("embedding_ids", int))
+    )
+    if not len(keys) == len(times) == len(ids):
+        raise MalformedMessage(f"{len(keys)} keys, {len(times)} event times and {len(ids)} embedding ids")
+    return [Announcement(kind, view, *each) for each in zip(keys, times, ids, strict=True)]
+
+
+def _fields(message: bytes | None) -> dict[str, Any]:
+    if message is None:
+        raise MalformedMessage("the message has no value")
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"no JSON in UTF-8: {error}") from None
+    if not isinstance(fields, dict):
+        raise MalformedMessage(f"a JSON object is expected, not {type(fields).__name__}")
+    return fields
 
 
 def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:

@@ -117,8 +117,26 @@ def open_consumer(servers: str, topics: Topics) -> KafkaConsumer:
     )
 
 
+def open_announcement_reader(servers: str) -> KafkaConsumer:
+    """What `Announcements` reads with: each process reads all of the topic, and Kafka keeps no place for it.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    return KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        bootstrap_timeout_ms=BOOTSTRAP_MS,
+        client_id=f"embark-announcements-{socket.gethostname()}",
+        enable_auto_commit=False,
+        auto_offset_reset="none",  # a place that is gone is an error, not one to be skipped silently
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        fetch_max_wait_ms=500,
+        allow_auto_create_topics=False,
+    )
+
+
 def open_producer(servers: str) -> KafkaProducer:
-    """The producer of retries, dead letters and backfills: acknowledged by all replicas, written once."""
+    """The producer of all but look-ups: acknowledged by all replicas, written once."""
     return KafkaProducer(
         bootstrap_servers=servers.split(","),
         bootstrap_timeout_ms=BOOTSTRAP_MS,

@@ -14,6 +14,7 @@ from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory, UnknownView
 from feature_repo.failures import FailureMarks
+from materializer.announcements import Announcer, failed
 from materializer.archive import Archive, EmbeddedBatch
 from materializer.clock import Clock, SystemClock
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
@@ -123,6 +124,7 @@ class Worker:
         self._clock = clock or SystemClock()
         self._group = GroupMember(consumer, self._clock)
         self._failures = Failures(producer, marks, topics, self._clock, delay)
+        self._announcer = Announcer(producer, topics)
         self._retina = retina
         self._archive = archive
         self._marks = marks
@@ -159,7 +161,7 @@ class Worker:
                             # 3. drop what is archived or marked; 4. group by view      (`_find`)
                             # 5. Retina                                                 (`_embed`)
                             # 6. history: nothing is served whose row is not there      (`_append`)
-                            # 7. online; failures: retry topic / dead letter + mark     (`_write`)
+                            # 7. online; failures: retry topic / dead letter + mark; announce   (`_write`)
                             while not stages.offer(batch, ROOM_SECONDS):
                                 self._group.stay(0, stop)
                                 commit(stages)
@@ -248,6 +250,8 @@ class Worker:
             patience.until_done(partial(self._archive.write_online, spec, embedded), batch.taken, spec)
             logger.info("%s: %d embeddings archived", spec.view, len(embedded))
         patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
+        told = [each for spec, embedded in batch.embedded for each in embedded.announcements(spec.view)]
+        patience.until_done(partial(self._announcer.announce, told + failed(batch.failures)), batch.taken)
 
     def _due(self, records: Sequence[Record]) -> list[Record]:
         """The records less the retries that are not due yet; their partitions rest until they are.

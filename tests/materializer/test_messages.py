@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from materializer.messages import MAX_MESSAGE_BYTES, EmbedRequest, MalformedMessage, Topics
+from materializer.messages import (
+    ANNOUNCED_TOGETHER,
+    MAX_DEAD_LETTER_BYTES,
+    MAX_MESSAGE_BYTES,
+    Announcement,
+    EmbedRequest,
+    MalformedMessage,
+    Topics,
+    decode_announcements,
+    encode_announcements,
+)
 
 MICROS = st.integers(min_value=0, max_value=2**63 - 1)
 REQUESTS = st.builds(
@@ -78,7 +88,7 @@ def test_a_retry_keeps_its_event_time_and_counts_the_attempt() -> None:
 
 def test_all_topics_hang_on_the_live_one() -> None:
     topics = Topics(live="a.b")
-    assert topics.all == ("a.b", "a.b.bulk", "a.b.retry", "a.b.dead-letters")
+    assert topics.all == ("a.b", "a.b.bulk", "a.b.retry", "a.b.dead-letters", "a.b.embedded")
     assert topics.group == "a.b.materializer"
 
 
@@ -89,3 +99,53 @@ def test_topics_survive_the_loss_of_one_replica_and_keep_what_waits() -> None:
     assert {c["configs"]["min.insync.replicas"] for c in configs.values()} == {"2"}
     assert int(configs["a"]["configs"]["retention.ms"]) == 7 * 24 * 3600 * 1000
     assert int(configs["a.dead-letters"]["configs"]["retention.ms"]) == 30 * 24 * 3600 * 1000
+    assert int(configs["a.embedded"]["configs"]["retention.ms"]) == 3600 * 1000
+    assert configs["a.embedded"]["num_partitions"] == 1  # one order for all readers
+
+
+ANNOUNCEMENTS = st.builds(
+    Announcement,
+    kind=st.sampled_from(["embedded", "failed", "invalidated"]),
+    view=st.sampled_from(["v", "w"]),
+    key=st.text(max_size=20),
+    event_time=MICROS,
+    embedding_id=MICROS,
+)
+
+
+@given(st.lists(ANNOUNCEMENTS, max_size=2 * ANNOUNCED_TOGETHER))
+def test_announcements_survive_their_messages_in_the_order_of_each_kind_and_view(announced: list[Announcement]) -> None:
+    decoded = [each for message in encode_announcements(announced) for each in decode_announcements(message)]
+    for kind, view in {(each.kind, each.view) for each in announced}:
+        assert [a for a in decoded if (a.kind, a.view) == (kind, view)] == [
+            a for a in announced if (a.kind, a.view) == (kind, view)
+        ]
+    assert len(decoded) == len(announced)
+
+
+def test_a_full_message_of_the_longest_keys_is_within_what_the_topic_takes() -> None:
+    longest = [Announcement("embedded", "v", "\1" * 8192, 2**63 - 1, 2**63 - 1)] * ANNOUNCED_TOGETHER
+    (message,) = encode_announcements(longest)
+    assert len(message) < MAX_DEAD_LETTER_BYTES * 0.9  # and what Kafka adds
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (None, "no value"),
+        (b"[]", "list"),
+        (b'{"kind": "moved", "view": "v"}', "embedded, failed, invalidated, not 'moved'"),
+        (b'{"kind": "failed", "view": "v", "keys": ["k"], "event_times": [1]}', "'embedding_ids' is missing"),
+        (b'{"kind": "failed", "view": "v", "keys": [1], "event_times": [1], "embedding_ids": [1]}', "'keys' is int"),
+        (b'{"kind": "failed", "view": "v", "keys": [], "event_times": [1], "embedding_ids": []}', "0 keys, 1 event"),
+    ],
+)
+def test_a_malformed_announcement_says_what_is_wrong(message: bytes | None, says: str) -> None:
+    with pytest.raises(MalformedMessage, match=says):
+        decode_announcements(message)
+
+
+@given(st.binary(max_size=100) | st.dictionaries(st.sampled_from(["kind", "view", "keys"]), JSON).map(json.dumps))
+def test_arbitrary_bytes_are_announcements_or_malformed(message: bytes | str) -> None:
+    with contextlib.suppress(MalformedMessage):
+        decode_announcements(message if isinstance(message, bytes) else message.encode())

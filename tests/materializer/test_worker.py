@@ -18,7 +18,7 @@ from feature_repo.failures import MemoryFailureMarks
 from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchive
 from materializer.dead_letter import DeadLetter
 from materializer.failures import MAX_ATTEMPTS, retry_delay
-from materializer.messages import EmbedRequest, Topics
+from materializer.messages import Announcement, EmbedRequest, Topics, decode_announcements
 from materializer.worker import Limits, Worker
 from tests.materializer.fakes import START, FakeClock, FakeConsumer, FakeKafka, FakeProducer, ScriptedRetina
 
@@ -117,6 +117,11 @@ class Kitchen:
     @property
     def dead(self) -> list[DeadLetter]:
         return [DeadLetter.from_record(record) for record in self.kafka.records(TOPICS.dead_letters)]
+
+    @property
+    def announced(self) -> list[Announcement]:
+        records = self.kafka.records(TOPICS.embedded)
+        return [each for record in records for each in decode_announcements(record.value)]
 
     @property
     def lag(self) -> int:
@@ -243,6 +248,28 @@ def test_a_permanent_failure_is_a_dead_letter_and_a_mark(kitchen: Kitchen) -> No
     assert (letter.reason, letter.detail, letter.view, letter.key) == ("NotFound", "404", TEXT.view, "gone")
     assert letter.value == kitchen.kafka.records(TOPICS.live)[0].value
     assert kitchen.retries == []
+
+
+def test_what_is_online_or_given_up_is_announced_before_it_is_committed(kitchen: Kitchen) -> None:
+    kitchen.retina.outcomes = {"gone": [NOT_FOUND], "slow": [TIMEOUT, EMBEDDED]}
+    kitchen.producer.errors.append(KafkaTimeoutError())  # of the first retry and dead letter
+    kitchen.ask("a", "gone", "slow", requested_at=START - 7)
+    kitchen.run()
+    rows = {row[TEXT.join_key]: row["embedding_id"] for table in kitchen.archive.history for row in table.to_pylist()}
+    assert kitchen.announced == [
+        Announcement("embedded", TEXT.view, "a", START - 7, rows["a"]),
+        Announcement("failed", TEXT.view, "gone", START - 7, 0),
+        Announcement("embedded", TEXT.view, "slow", START - 7, rows["slow"]),
+    ]
+
+
+def test_what_could_not_be_announced_is_not_committed(kitchen: Kitchen) -> None:
+    kitchen.ask("a")
+    kitchen.producer.errors.extend([KafkaTimeoutError(), Crash()])
+    with pytest.raises(Crash):
+        kitchen.run()
+    assert kitchen.keys == {"a"}
+    assert kitchen.lag == 1
 
 
 def test_a_retryable_failure_is_tried_again_when_it_is_due_with_its_event_time(kitchen: Kitchen) -> None:
