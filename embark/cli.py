@@ -341,9 +341,7 @@ def token(
     """
     from embark.tokens import new_token
 
-    secret, table = new_token(
-        name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys
-    )
+    secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
     click.echo(table)
     err.print(f"token of {name}, shown once: {secret}", markup=False)
 

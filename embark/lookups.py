@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from feature_repo.embeddings import Status
 from embark.settings import Settings
+from feature_repo.embeddings import Status
 from serving.client import Answer, ClientTls, EmbArkClient
 
 ASK_AGAIN_SECONDS = 0.25

@@ -17,10 +17,12 @@ from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
 from feature_repo.views import request_topic
+from materializer.announcements import Announcements
 from materializer.messages import Topics
-from materializer.process import create_topics
+from materializer.process import create_topics, open_announcement_reader
 from serving.archive import EmbeddingArchive
 from serving.callers import Anybody, Callers, TokenFile
+from serving.freshness import Freshness
 from serving.hot_cache import HotCaches
 from serving.load import Gate
 from serving.metrics import Metrics, PartsCollector
@@ -105,9 +107,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
         directory_of(settings) as directory,
         contextlib.closing(StoreReads(rows, marks)) as reads,
         contextlib.closing(
-            RequestQueue(
-                open_producer(servers), topic, bulk_topic=topics.bulk, per_second=settings.requests_per_second
-            )
+            RequestQueue(open_producer(servers), topic, bulk_topic=topics.bulk, per_second=settings.requests_per_second)
         ) as requests,
         metrics_served(metrics_address(settings, process), registry),
     ):
@@ -116,8 +116,13 @@ def _run_one(settings: Settings, process: int | None) -> None:
         service = EmbArkService(
             archive, callers=callers_of(settings), gate=gate, services=services_of(settings), metrics=Metrics(registry)
         )
+        freshness = Freshness(
+            lambda missed: Announcements(lambda: open_announcement_reader(servers), topics.embedded, missed=missed),
+            caches,
+        )
         hot_keys = settings.state.resolve() / "hot" / store.project
-        with WarmStart(hot_keys, archive, caches, keeps=not process):
+        warm_start = WarmStart(hot_keys, archive, caches, keeps=not process, fresh=freshness.reading.wait)
+        with freshness, warm_start:
             asyncio.run(_serve(settings, service, stop, shared_port=process is not None))
 
 

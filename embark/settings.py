@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     plaintext: bool = Field(False, description="listen without TLS where other machines can reach")
     callers: Path | None = Field(None, description="file of callers and their tokens; anybody may call without it")
     client_token: str = Field("", repr=False, description="of `embark lookup`, where EmbArk asks for one")
-    client_ca: Path | None = Field(None, description="PEM of the authority of EmbArk's certificate; for `embark lookup`")
+    client_ca: Path | None = Field(
+        None, description="PEM of the authority of EmbArk's certificate; for `embark lookup`"
+    )
     client_certificate: Path | None = Field(None, description="PEM that `embark lookup` shows")
     client_key: Path | None = Field(None, description="PEM of its private key")
 

@@ -101,5 +101,5 @@ def _target(addresses: Sequence[str]) -> str:
     for address in addresses:
         host, port = _host(address), int(address.rpartition(":")[2])
         for *_, place in socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM):
-            found[f"{place[0]}:{place[1]}"] = None
+            found[f"{place[0]!s}:{port}"] = None
     return "ipv4:" + ",".join(found)

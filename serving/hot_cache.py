@@ -214,6 +214,12 @@ class HotCache:
             if self.capacity <= slot < self._nowhere:
                 self._forget(slot)
 
+    def distrust(self) -> None:
+        """Announcements may have been missed: what is here, and what is being read, may be history."""
+        with self._lock:
+            self._expires[:] = -np.inf
+            self._floors.complete_since = self._clock()
+
     def hottest(self, count: int) -> list[str]:
         """At most `count` canonical keys, those least likely to be evicted first."""
         with self._lock:
@@ -287,6 +293,11 @@ class HotCaches:
         """The cache of a view, where one was made."""
         found = self._caches.get(view)
         return found[1] if found else None
+
+    def distrust(self) -> None:
+        """See `HotCache`."""
+        for cache in self.all.values():
+            cache.distrust()
 
     @property
     def all(self) -> dict[str, HotCache]:

@@ -5,9 +5,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Iterator, Protocol
+from typing import IO, Protocol
 
 from serving.transport import TransportRefused
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 MOST_KEYS = 50_000  # of a view: 100 MB at 512 floats
 KEYS_A_READ = 200
+FRESH_SECONDS = 5.0  # without announcements, rows still have an end
 SAVE_SECONDS = 60.0  # a process that is killed has lost no more than this
 PAUSE_SECONDS = 0.02  # between two reads: look-ups come first
 
@@ -27,9 +29,19 @@ class WarmStart:
         archive: reads them.
         caches: whose keys are kept.
         keeps: whether this process keeps them; one of several does.
+        fresh: waits, for up to so many seconds, until what is read stays fresh.
     """
 
-    def __init__(self, folder: Path, archive: EmbeddingArchive, caches: HotCaches, *, keeps: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        archive: EmbeddingArchive,
+        caches: HotCaches,
+        *,
+        keeps: bool = True,
+        fresh: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        self._fresh = fresh
         self._folder = folder
         self._archive = archive
         self._caches = caches
@@ -80,6 +92,7 @@ class WarmStart:
             logger.warning("the hot keys are not kept: %s", error)
 
     def _run(self) -> None:
+        self._fresh(FRESH_SECONDS)
         warm = self.warm()
         if warm:
             logger.info("%d keys of the last run are warm", warm)

@@ -21,8 +21,8 @@ from feature_repo.embeddings import OOV_KEY, embedding_id, oov_vector
 from feature_repo.failures import FailureMarks, MemoryFailureMarks
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
-from serving.archive import DownMarks
 from serving.feature_store import EmbArkFeatureStore
+from serving.memory import DownMarks
 from serving.requests import MemoryRequests
 
 ROOT = Path(__file__).parent.parent.parent
