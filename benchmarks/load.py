@@ -3,8 +3,8 @@
     python -m benchmarks.load '{"address": "127.0.0.1:50051", "view": "…", "keys": […], "count": 100, "seconds": 10}'
 
 Closed loop (`"calls": 8`): so many calls are under way all the time. Open loop (`"rate": 400`): calls begin at random
-times, so many a second, whether those before have been answered or not, and their time counts from when they should have
-begun: a server that stalls is seen as its users would. Prints JSON: keys per second, and the seconds of each call.
+times, so many a second, whether those before have been answered or not, and their time counts from when they should
+have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, and the seconds of each call.
 """
 
 import asyncio

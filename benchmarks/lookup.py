@@ -58,7 +58,8 @@ def running(folder: Path) -> Iterator[tuple[FeatureStore, str]]:
         store = open_store(settings.repo)
         store.apply(list(feast_objects([SPEC], {}, kafka=servers.kafka_bootstrap, repo=settings.repo).values()))
         keys = known_keys()
-        batch = EmbeddedBatch(
+        batch = EmbeddedBatch.of(
+            SPEC.view,
             keys=tuple(keys),
             vectors=np.stack([memory_vector(key, SPEC.dim) for key in keys]),
             event_time=np.full(len(keys), 1_700_000_000_000_000, dtype=np.int64),

@@ -125,7 +125,8 @@ def embark_servers(cluster: OnlineCluster, items: Embedded, folder: Path) -> Ite
     )
     store = open_store(repo)
     store.apply(list(feast_objects([SPEC], {}, kafka=servers.kafka_bootstrap, repo=repo).values()))
-    batch = EmbeddedBatch(
+    batch = EmbeddedBatch.of(
+        SPEC.view,
         keys=tuple(items.keys),
         vectors=items.vectors,
         event_time=np.full(len(items.keys), 1_700_000_000_000_000, dtype=np.int64),

@@ -54,13 +54,20 @@ class Caller:
 
     def check(self, view: str, keys: int, most: int) -> None:
         """Raises:
-        NotPermitted, TooManyKeys, RateExceeded: the caller may not read `keys` keys of `view` now.
+        NotPermitted, TooManyKeys: the caller may not read `keys` keys of `view` in one call.
         """
         if self.views is not None and view not in self.views:
             raise NotPermitted(f"{self.name} may not read {view}; it may read {', '.join(sorted(self.views))}")
         allowed = min(self.max_keys, most)
         if keys > allowed:
             raise TooManyKeys(f"{keys} keys, {allowed} are allowed in a call")
+
+    def spend(self, keys: int) -> None:
+        """Counts keys of a call that is allowed.
+
+        Raises:
+            RateExceeded: there are too many for now.
+        """
         if self.rate is not None and not self.rate.take(keys):
             raise RateExceeded(f"{self.name} asks for too many keys: again in {self.rate.wait_seconds(keys):.2f} s")
 

@@ -68,6 +68,7 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
 
         async def answer(caller: Caller) -> LookupReply:
             caller.check(request.view, len(request.keys), self._max_keys)
+            caller.spend(len(request.keys))
             return await self._reply(request.view, request.keys, request.precision, context)
 
         reply: LookupReply = await self._guarded("Lookup", context, answer)
@@ -84,6 +85,7 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
                 )
             for view, keys in asked:
                 caller.check(view, len(keys), self._max_keys)
+            caller.spend(sum(len(keys) for _, keys in asked))
             replies = await asyncio.gather(
                 *(self._reply(view, keys, request.precision, context) for view, keys in asked)
             )
@@ -104,7 +106,8 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
                 raise TooManyKeys(f"{len(request.keys)} keys, {MAX_STREAM_KEYS} are allowed in a stream")
             for first in range(0, len(request.keys), STREAMED_AT_ONCE):
                 keys = request.keys[first : first + STREAMED_AT_ONCE]
-                caller.check(request.view, len(keys), self._max_keys)
+                caller.check(request.view, 0, self._max_keys)
+                caller.spend(len(keys))
                 reply = await self._reply(request.view, keys, request.precision, context, first)
                 try:
                     await asyncio.wait_for(context.write(reply), STALL_SECONDS)
@@ -121,6 +124,7 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
         async def answer(caller: Caller) -> AnnounceReply:
             caller.check_announce()
             caller.check(request.view, len(request.keys), self._max_keys)
+            caller.spend(len(request.keys))
             times = list(request.published_at)
             if times and len(times) != len(request.keys):
                 raise BadArgument(f"{len(times)} times for {len(request.keys)} keys: one each is expected, or none")

@@ -60,7 +60,8 @@ def marks(store: FeatureStore) -> CassandraFailureMarks:
 def push(store: FeatureStore, view: str, *keys: str) -> EncoderSpec:
     """Archives the vectors of `MemoryRetina` for `keys`."""
     spec = encoder_specs(store)[view]
-    batch = EmbeddedBatch(
+    batch = EmbeddedBatch.of(
+        spec.view,
         keys=keys,
         vectors=np.stack([memory_vector(key, spec.dim) for key in keys]),
         event_time=np.full(len(keys), SECOND, dtype=np.int64),

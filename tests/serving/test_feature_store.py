@@ -91,7 +91,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def archive(store: FeatureStore, view: str, key: str) -> None:
     spec = encoder_specs(store)[view]
-    batch = EmbeddedBatch(
+    batch = EmbeddedBatch.of(
+        spec.view,
         keys=(key,),
         vectors=memory_vector(view + key, spec.dim)[None],
         event_time=np.full(1, 1_700_000_000_000_000, dtype=np.int64),

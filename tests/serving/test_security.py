@@ -3,7 +3,6 @@
 import hashlib
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -120,7 +119,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="module")
-def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     authority.cert_pem.write_to_path(folder / "ca.pem")
     for name, certificate in {
@@ -129,7 +128,7 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> It
     }.items():
         certificate.private_key_pem.write_to_path(folder / f"{name}.key")
         certificate.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
-    yield folder
+    return folder
 
 
 def test_tls_is_spoken_and_plain_text_is_not_understood(files: Path) -> None:
@@ -229,8 +228,7 @@ def test_threads_share_a_client() -> None:
     with served(parts.archive) as address, EmbArkClient(address) as client:
 
         def ask() -> None:
-            for _ in range(20):
-                seen.append(float(client.lookup(TEXT.view, ["cat"], timeout=20).vectors[0, 0]))
+            seen.extend(float(client.lookup(TEXT.view, ["cat"], timeout=20).vectors[0, 0]) for _ in range(20))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
