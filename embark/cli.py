@@ -300,13 +300,62 @@ def materialize(settings: Settings) -> None:
 
 @cli.command()
 @click.option("--listen", help="HOST:PORT; EMBARK_EMBARK_ADDRESS otherwise.")
+@click.option("--processes", type=click.IntRange(1, 256), help="On that port; EMBARK_PROCESSES otherwise.")
+@click.option("--process", type=int, hidden=True)  # which of them this one is: set by their parent
 @click.pass_obj
 @one_line_errors
-def serve(settings: Settings, listen: str | None) -> None:
-    """Run EmbArk: answers look-ups over gRPC."""
-    from embark.parts import run_embark
+def serve(settings: Settings, listen: str | None, processes: int | None, process: int | None) -> None:
+    """Run EmbArk: answers look-ups over gRPC.
 
-    run_embark(overridden(settings, {"embark_address": listen}))
+    \b
+    embark serve --processes 4
+    embark serve --listen 0.0.0.0:50051     with EMBARK_TLS_CERTIFICATE, EMBARK_TLS_KEY and EMBARK_CALLERS set
+
+    docs/serving.md tells of all settings.
+    """
+    changed = overridden(settings, {"embark_address": listen, "processes": processes})
+    from embark.serve import run_embark
+
+    run_embark(changed, process)
+
+
+@cli.command("feature-server")
+@click.option("--listen", default="127.0.0.1:6566", show_default=True, help="HOST:PORT.")
+@click.pass_obj
+@one_line_errors
+def feature_server(settings: Settings, listen: str) -> None:
+    """Run Feast's own feature server over EmbArk's store, for any Feast client.
+
+    What is missing is answered with its OOV embedding and asked for, as by EmbArk itself. Feast's clients speak plain
+    HTTP: it listens on this machine alone, unless EMBARK_PLAINTEXT=true.
+
+    Example: embark feature-server --listen 127.0.0.1:6566
+    """
+    from embark.feature_server import run_feature_server
+
+    run_feature_server(overridden(settings, {}), listen)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--view", "views", multiple=True, metavar="VIEW", help="That it may read; all of them otherwise.")
+@click.option("--announce", is_flag=True, help="Whether it may announce keys.")
+@click.option("--keys-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
+@click.option("--max-keys", type=click.IntRange(1), metavar="N", help="Of one call, at most.")
+@one_line_errors
+def token(
+    name: str, views: tuple[str, ...], announce: bool, keys_per_second: float | None, max_keys: int | None
+) -> None:
+    """Make a token for the caller NAME: the table for the file of EMBARK_CALLERS, and on standard error the token.
+
+    \b
+    embark token ranker --view text_lstm__v1 --keys-per-second 50000 >> callers.toml
+    """
+    from embark.tokens import new_token
+
+    secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
+    click.echo(table)
+    err.print(f"token of {name}, shown once: {secret}", markup=False)
 
 
 def overridden(settings: Settings, options: dict[str, object]) -> Settings:
@@ -333,11 +382,13 @@ def lookup(settings: Settings, view: str, keys: tuple[str, ...], wait: float, as
     embark lookup text_lstm__v1 "a red bicycle"
     embark lookup mobilenet_v3_small__v1 https://example.com/a.jpg --wait 30 --json
     """
-    from embark.lookups import ask, describe, print_answer
+    from embark.lookups import ask, client_tls, describe, print_answer
     from feature_repo.embeddings import Status
     from serving.client import EmbArkClient
 
-    with EmbArkClient(settings.embark_address) as client:
+    with EmbArkClient(
+        settings.embark_address.split(","), token=settings.client_token or None, tls=client_tls(settings)
+    ) as client:
         answer, milliseconds = ask(client, view, list(keys), wait)
     if as_json:
         click.echo(json.dumps(describe(view, keys, answer, milliseconds), indent=2))

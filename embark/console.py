@@ -1,9 +1,11 @@
 """What all commands share: where they print and log, and how they tell of what a user can mend."""
 
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
@@ -39,7 +41,10 @@ EXPECTED_ERRORS = {
     "materializer.invalidation": "InvalidationStopped",
     "feature_repo.offline.newest": "HistoryUnreadable",
     "materializer.process": "KafkaUnavailable",
-    "serving.client": "ClientError",
+    "serving.answers": "ClientError",
+    "serving.callers": "CallersInvalid",
+    "serving.processes": "ProcessesFailed",
+    "serving.transport": "TransportRefused",
     "training.config": "ConfigError",
     "training.impressions": "ImpressionsError",
     "training.ranker": "RankError",
@@ -79,9 +84,28 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class JsonLines(logging.Formatter):
+    """A JSON object a line: time in ISO 8601 and UTC, level, logger, message, and the trace where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.process,
+        }
+        if record.exc_info:
+            told["trace"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
 def start_logging(settings: Settings) -> None:
     """Logs of a server go to standard error, a line an event."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast shows those of every library
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     for chatty in ("cassandra", "kafka", "feast"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

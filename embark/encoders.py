@@ -175,7 +175,7 @@ def measured(settings: Settings, spec: "EncoderSpec") -> float | str:
 
 def sample(spec: "EncoderSpec") -> dict[str, bytes]:
     """Real photographs of some 400 pixels as JPEG files by name, or their titles: what a key leads to."""
-    from embark.photographs import photographs
+    from training.photographs import photographs
 
     if spec.modality == "text":
         return {photograph.title: photograph.title.encode() for photograph in photographs()}

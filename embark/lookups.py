@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from embark.settings import Settings
 from feature_repo.embeddings import Status
-from serving.client import Answer, EmbArkClient
+from serving.client import Answer, ClientTls, EmbArkClient
 
 ASK_AGAIN_SECONDS = 0.25
 COLOURS = {Status.HIT: "green", Status.OOV: "yellow", Status.FAILED: "red", Status.UNAVAILABLE: "magenta"}
@@ -66,3 +67,10 @@ def print_answer(out: Console, view: str, keys: Sequence[str], answer: Answer, m
     out.print(table)
     seeded = " (NOT pretrained)" if answer.weights.startswith("seeded:") else ""
     out.print(f"{view}, weights {answer.weights}{seeded}, answered in {milliseconds:.1f} ms")
+
+
+def client_tls(settings: Settings) -> ClientTls | None:
+    """What a client of EmbArk needs to trust it and be trusted; None: plain text."""
+    if settings.client_ca is None and settings.client_certificate is None:
+        return None
+    return ClientTls(ca=settings.client_ca, certificate=settings.client_certificate, key=settings.client_key)

@@ -1,4 +1,4 @@
-"""Puts the three parts together from settings and registry: EmbArk, KFC and Retina, each a process of its own."""
+"""Puts KFC and Retina together from settings and registry, each a process of its own; EmbArk: see `embark.serve`."""
 
 import asyncio
 import contextlib
@@ -120,34 +120,3 @@ def run_materializer(settings: Settings) -> None:
         metrics_served(settings.kfc_metrics, registry),
     ):
         run_worker(open_store(settings.repo), directory=directory, retina=retina, stop=stop, metrics=metrics)
-
-
-def run_embark(settings: Settings) -> None:
-    """EmbArk, until a signal stops it."""
-    from feature_repo.failures import CassandraFailureMarks
-    from feature_repo.online_rows import FeastOnlineRows
-    from feature_repo.session import connect
-    from feature_repo.views import request_topic
-    from materializer.messages import Topics
-    from materializer.process import create_topics
-    from serving.archive import EmbeddingArchive
-    from serving.requests import RequestQueue, open_producer
-    from serving.service import EmbArkServer, EmbArkService
-
-    async def run(archive: EmbeddingArchive, stop: threading.Event) -> None:
-        async with EmbArkServer(EmbArkService(archive), settings.embark_address) as server:
-            logger.info("EmbArk listens on port %d", server.port)
-            await asyncio.to_thread(stop.wait)
-            logger.info("EmbArk finishes what it has at hand")
-
-    store = open_store(settings.repo)
-    rows = FeastOnlineRows(store)
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
-    servers, topic = request_topic(store)
-    create_topics(servers, Topics(live=topic))
-    with (
-        stopped_by_signals() as stop,
-        directory_of(settings) as directory,
-        contextlib.closing(RequestQueue(open_producer(servers), topic)) as requests,
-    ):
-        asyncio.run(run(EmbeddingArchive(directory, rows, marks, requests), stop))

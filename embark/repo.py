@@ -76,9 +76,16 @@ def open_store(folder: Path) -> FeatureStore:
     Raises:
         NoRepo: the folder holds no feature_store.yaml.
     """
+    check_repo(folder)
+    return FeatureStore(repo_path=str(folder.resolve()))
+
+
+def check_repo(folder: Path) -> None:
+    """Raises:
+    NoRepo: the folder holds no feature_store.yaml.
+    """
     if not (folder / "feature_store.yaml").is_file():
         raise NoRepo(f"no feature repo at {folder.resolve()}: go to its parent, set EMBARK_REPO, or `embark init` one")
-    return FeatureStore(repo_path=str(folder.resolve()))
 
 
 def apply_repo(folder: Path, *, allowed_modules: Sequence[str] = ()) -> None:

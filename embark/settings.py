@@ -60,6 +60,27 @@ class Settings(BaseSettings):
     )
     rank_budget: float = Field(0.2, gt=0, description="seconds in which `embark rank` answers, embeddings or not")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
+    log_format: Literal["text", "json"] = Field("text", description="json: an object a line, for programs")
+
+    processes: int = Field(1, ge=1, le=256, description="of EmbArk, on one port")
+    hot_cache_mb: float = Field(256, ge=0, description="of vectors in memory, for each view in each process of EmbArk")
+    hot_cache_seconds: float = Field(300, gt=0, description="after which a hot vector is read again in any case")
+    lookup_budget_ms: float = Field(2000, gt=0, description="of a look-up; what the store has not told is UNAVAILABLE")
+    max_calls: int = Field(256, ge=1, description="that a process of EmbArk answers at a time; more are refused")
+    requests_per_second: float = Field(5000, gt=0, description="for missing keys, of each process of EmbArk")
+    drain_seconds: float = Field(0, ge=0, description="for which an ending EmbArk tells balancers before it stops")
+    reflection: bool = Field(True, description="whether EmbArk tells clients such as grpcurl what there is to call")
+    tls_certificate: Path | None = Field(None, description="PEM of EmbArk's server; plain text without it")
+    tls_key: Path | None = Field(None, description="PEM of its private key")
+    tls_client_ca: Path | None = Field(None, description="PEM: clients must show a certificate of this authority")
+    plaintext: bool = Field(False, description="listen without TLS where other machines can reach")
+    callers: Path | None = Field(None, description="file of callers and their tokens; anybody may call without it")
+    client_token: str = Field("", repr=False, description="of `embark lookup`, where EmbArk asks for one")
+    client_ca: Path | None = Field(
+        None, description="PEM of the authority of EmbArk's certificate; for `embark lookup`"
+    )
+    client_certificate: Path | None = Field(None, description="PEM that `embark lookup` shows")
+    client_key: Path | None = Field(None, description="PEM of its private key")
 
     @classmethod
     def settings_customise_sources(
@@ -79,4 +100,5 @@ class Settings(BaseSettings):
         return dict(os.environ) | {
             f"EMBARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in values.items()
+            if value is not None
         }

@@ -1,70 +1,101 @@
-"""A client of EmbArk: keys in, one matrix out."""
+"""Clients of EmbArk: keys in, one matrix out. One for threads, one for event loops."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
-from encoders.matrix import unpack
-from serving.embark_pb2 import LookupReply, LookupRequest
+from serving.answers import (
+    PRECISIONS,
+    Answer,
+    ClientError,
+    EmbArkOverloaded,
+    EmbArkUnavailable,
+    LookupRefused,
+    NotAllowed,
+    Precision,
+    ViewUnknown,
+    translated,
+)
+from serving.channels import ClientTls, open_channel
+from serving.embark_pb2 import AnnounceRequest, Column, LookupManyReply, LookupManyRequest, LookupRequest
 from serving.embark_pb2_grpc import EmbArkStub
-from serving.limits import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+
+__all__ = [
+    "Answer",
+    "AsyncEmbArkClient",
+    "ClientError",
+    "ClientTls",
+    "EmbArkClient",
+    "EmbArkOverloaded",
+    "EmbArkUnavailable",
+    "LookupRefused",
+    "NotAllowed",
+    "ViewUnknown",
+]
 
 TIMEOUT_SECONDS = 10.0
 
 
-class ClientError(Exception):
-    """A look-up was not answered; of this very class where EmbArk itself failed, and its log says why."""
+class _Calls:
+    """What both clients make of their arguments."""
+
+    def __init__(
+        self, address: str | Sequence[str], *, token: str | None, tls: ClientTls | None, asynchronous: bool
+    ) -> None:
+        self._address = address if isinstance(address, str) else ", ".join(address)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel: Any = open_channel(address, tls, asynchronous=asynchronous)
+        self._stub = EmbArkStub(self._channel)
+
+    @contextmanager
+    def _errors(self, timeout: float) -> Iterator[None]:
+        """The one place where gRPC's errors become ours."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise translated(error, self._address, timeout) from error
+        except UnicodeEncodeError as error:
+            raise LookupRefused(f"a key is no valid Unicode text: {error}") from error
 
 
-class ViewUnknown(ClientError):
-    """No such view; the message lists those that there are."""
+def _lookup(view: str, keys: Sequence[str], precision: Precision) -> LookupRequest:
+    return LookupRequest(view=view, keys=keys, precision=PRECISIONS[precision])
 
 
-class LookupRefused(ClientError):
-    """The request is not allowed: too many keys, or too many bytes."""
+def _many(views: str | Sequence[str], columns: Mapping[str, Sequence[str]], precision: Precision) -> LookupManyRequest:
+    return LookupManyRequest(
+        service=views if isinstance(views, str) else "",
+        views=() if isinstance(views, str) else views,
+        columns=[Column(join_key=name, keys=keys) for name, keys in columns.items()],
+        precision=PRECISIONS[precision],
+    )
 
 
-class EmbArkUnavailable(ClientError):
-    """Nothing answers at the address, or not in time."""
+def _answers(reply: LookupManyReply) -> dict[str, Answer]:
+    return {each.view: Answer.of(each.reply) for each in reply.views}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """The answer for N keys, in their order."""
-
-    vectors: NDArray[np.float32]  # (N, dim), read-only; the OOV embedding where status is not HIT
-    status: NDArray[np.uint8]  # (N,) of feature_repo.embeddings.Status
-    embedding_id: NDArray[np.int64]  # (N,) log it with the impression
-    event_time: NDArray[np.int64]  # (N,) microseconds since 1970
-    failures: dict[int, str]  # position of a FAILED key → why
-    weights: str  # what the encoder was pinned to; seeded:<n> is not pretrained
+def _announced(view: str, keys: Sequence[str], published_at: Sequence[int] | None, bulk: bool) -> AnnounceRequest:
+    return AnnounceRequest(view=view, keys=keys, published_at=published_at or (), bulk=bulk)
 
 
-class EmbArkClient:
+class EmbArkClient(_Calls):
     """Calls an EmbArk; safe to share between threads.
 
+    Each method raises ViewUnknown, LookupRefused, NotAllowed, EmbArkOverloaded, EmbArkUnavailable or ClientError: see
+    `serving.answers`. A call whose server is gone is tried again elsewhere, within its time.
+
     Args:
-        address: `host:port`, or anything that gRPC resolves.
+        address: `host:port`, or anything that gRPC resolves; several are called in turn.
+        token: bearer token, where the server asks for one.
+        tls: None: plain text.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(
-            address,
-            options=[
-                ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
-                ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
-                ("grpc.enable_http_proxy", 0),  # EmbArk is ours: never behind the proxy that the environment names
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.max_reconnect_backoff_ms", 2000),  # 2 minutes by default: too late to see that it is back
-            ],
-        )
-        self._stub = EmbArkStub(self._channel)
+    def __init__(self, address: str | Sequence[str], *, token: str | None = None, tls: ClientTls | None = None) -> None:
+        super().__init__(address, token=token, tls=tls, asynchronous=False)
 
     def __enter__(self) -> Self:
         return self
@@ -77,37 +108,125 @@ class EmbArkClient:
     def close(self) -> None:
         self._channel.close()
 
-    def lookup(self, view: str, keys: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> Answer:
-        """The embeddings of `keys` (URLs or texts) in `view`; `timeout` in seconds.
+    def lookup(
+        self, view: str, keys: Sequence[str], timeout: float = TIMEOUT_SECONDS, *, precision: Precision = "float32"
+    ) -> Answer:
+        """The embeddings of `keys` (URLs or texts) in `view`.
 
-        Raises:
-            ViewUnknown, LookupRefused, EmbArkUnavailable, ClientError: see there.
+        Args:
+            timeout: seconds.
+            precision: on the wire; float16 halves the bytes.
         """
-        try:
-            reply: LookupReply = self._stub.Lookup(LookupRequest(view=view, keys=keys), timeout=timeout)
-        except grpc.RpcError as error:
-            raise self._translated(error, timeout) from error
-        except UnicodeEncodeError as error:
-            raise LookupRefused(f"a key is no valid Unicode text: {error}") from error
-        return Answer(
-            vectors=unpack(reply.vectors),
-            status=np.frombuffer(reply.status, dtype=np.uint8),
-            embedding_id=np.array(reply.embedding_id, dtype=np.int64),
-            event_time=np.array(reply.event_time, dtype=np.int64),
-            failures=dict(reply.failures),
-            weights=reply.weights,
-        )
-
-    def _translated(self, error: grpc.RpcError, timeout: float) -> ClientError:
-        code, detail = error.code(), error.details()
-        if code == grpc.StatusCode.NOT_FOUND:
-            return ViewUnknown(detail)
-        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
-            return LookupRefused(detail)
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return EmbArkUnavailable(f"EmbArk at {self._address} did not answer within {timeout:g} s")
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return EmbArkUnavailable(
-                f"EmbArk does not answer at {self._address} ({code.name}): start it with `embark serve`"
+        with self._errors(timeout):
+            return Answer.of(
+                self._stub.Lookup(_lookup(view, keys, precision), timeout=timeout, metadata=self._metadata)
             )
-        return ClientError(f"EmbArk at {self._address} failed ({code.name}): {detail}")
+
+    def lookup_many(
+        self,
+        views: str | Sequence[str],
+        columns: Mapping[str, Sequence[str]],
+        timeout: float = TIMEOUT_SECONDS,
+        *,
+        precision: Precision = "float32",
+    ) -> dict[str, Answer]:
+        """The embeddings of several views at once, by view.
+
+        Args:
+            views: name of a feature service, or names of views.
+            columns: join key (`image_url`, `text`) → keys.
+            timeout, precision: see `lookup`.
+        """
+        with self._errors(timeout):
+            request = _many(views, columns, precision)
+            return _answers(self._stub.LookupMany(request, timeout=timeout, metadata=self._metadata))
+
+    def stream(
+        self, view: str, keys: Sequence[str], timeout: float = 60.0, *, precision: Precision = "float32"
+    ) -> Iterator[Answer]:
+        """As `lookup`, for up to 100,000 keys: answers of some hundred keys each, in the order of the keys."""
+        with self._errors(timeout):
+            request = _lookup(view, keys, precision)
+            for reply in self._stub.LookupStream(request, timeout=timeout, metadata=self._metadata):
+                yield Answer.of(reply)
+
+    def announce(
+        self,
+        view: str,
+        keys: Sequence[str],
+        published_at: Sequence[int] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        *,
+        bulk: bool = False,
+    ) -> int:
+        """Says that keys exist, so that they are embedded before their first look-up; how many are asked for by it.
+
+        Args:
+            published_at: microseconds since 1970, one a key; now otherwise.
+            bulk: behind what look-ups miss.
+        """
+        with self._errors(timeout):
+            request = _announced(view, keys, published_at, bulk)
+            return int(self._stub.Announce(request, timeout=timeout, metadata=self._metadata).requested)
+
+
+class AsyncEmbArkClient(_Calls):
+    """As `EmbArkClient`, for the event loop that runs when it is made."""
+
+    def __init__(self, address: str | Sequence[str], *, token: str | None = None, tls: ClientTls | None = None) -> None:
+        super().__init__(address, token=token, tls=tls, asynchronous=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def lookup(
+        self, view: str, keys: Sequence[str], timeout: float = TIMEOUT_SECONDS, *, precision: Precision = "float32"
+    ) -> Answer:
+        """As of `EmbArkClient`."""
+        with self._errors(timeout):
+            request = _lookup(view, keys, precision)
+            return Answer.of(await self._stub.Lookup(request, timeout=timeout, metadata=self._metadata))
+
+    async def lookup_many(
+        self,
+        views: str | Sequence[str],
+        columns: Mapping[str, Sequence[str]],
+        timeout: float = TIMEOUT_SECONDS,
+        *,
+        precision: Precision = "float32",
+    ) -> dict[str, Answer]:
+        """As of `EmbArkClient`."""
+        with self._errors(timeout):
+            request = _many(views, columns, precision)
+            return _answers(await self._stub.LookupMany(request, timeout=timeout, metadata=self._metadata))
+
+    async def stream(
+        self, view: str, keys: Sequence[str], timeout: float = 60.0, *, precision: Precision = "float32"
+    ) -> AsyncIterator[Answer]:
+        """As of `EmbArkClient`."""
+        with self._errors(timeout):
+            request = _lookup(view, keys, precision)
+            async for reply in self._stub.LookupStream(request, timeout=timeout, metadata=self._metadata):
+                yield Answer.of(reply)
+
+    async def announce(
+        self,
+        view: str,
+        keys: Sequence[str],
+        published_at: Sequence[int] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        *,
+        bulk: bool = False,
+    ) -> int:
+        """As of `EmbArkClient`."""
+        with self._errors(timeout):
+            request = _announced(view, keys, published_at, bulk)
+            return int((await self._stub.Announce(request, timeout=timeout, metadata=self._metadata)).requested)

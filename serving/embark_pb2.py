@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from encoders import matrix_pb2 as encoders_dot_matrix__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14serving/embark.proto\x12\tembark.v1\x1a\x15\x65ncoders/matrix.proto\"+\n\rLookupRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"\xe5\x01\n\x0bLookupReply\x12\"\n\x07vectors\x18\x01 \x01(\x0b\x32\x11.embark.v1.Matrix\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12\x14\n\x0c\x65mbedding_id\x18\x03 \x03(\x10\x12\x12\n\nevent_time\x18\x04 \x03(\x10\x12\x36\n\x08\x66\x61ilures\x18\x05 \x03(\x0b\x32$.embark.v1.LookupReply.FailuresEntry\x12\x0f\n\x07weights\x18\x06 \x01(\t\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*H\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x07\n\x03HIT\x10\x01\x12\x07\n\x03OOV\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0f\n\x0bUNAVAILABLE\x10\x04\x32\x44\n\x06\x45mbArk\x12:\n\x06Lookup\x12\x18.embark.v1.LookupRequest\x1a\x16.embark.v1.LookupReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14serving/embark.proto\x12\tembark.v1\x1a\x15\x65ncoders/matrix.proto\"T\n\rLookupRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\'\n\tprecision\x18\x03 \x01(\x0e\x32\x14.embark.v1.Precision\"\xf4\x01\n\x0bLookupReply\x12\"\n\x07vectors\x18\x01 \x01(\x0b\x32\x11.embark.v1.Matrix\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12\x14\n\x0c\x65mbedding_id\x18\x03 \x03(\x10\x12\x12\n\nevent_time\x18\x04 \x03(\x10\x12\x36\n\x08\x66\x61ilures\x18\x05 \x03(\x0b\x32$.embark.v1.LookupReply.FailuresEntry\x12\x0f\n\x07weights\x18\x06 \x01(\t\x12\r\n\x05\x66irst\x18\x07 \x01(\r\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x01\n\x11LookupManyRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05views\x18\x02 \x03(\t\x12\"\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x11.embark.v1.Column\x12\'\n\tprecision\x18\x04 \x01(\x0e\x32\x14.embark.v1.Precision\"(\n\x06\x43olumn\x12\x10\n\x08join_key\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"6\n\x0fLookupManyReply\x12#\n\x05views\x18\x01 \x03(\x0b\x32\x14.embark.v1.ViewReply\"@\n\tViewReply\x12\x0c\n\x04view\x18\x01 \x01(\t\x12%\n\x05reply\x18\x02 \x01(\x0b\x32\x16.embark.v1.LookupReply\"Q\n\x0f\x41nnounceRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x14\n\x0cpublished_at\x18\x03 \x03(\x10\x12\x0c\n\x04\x62ulk\x18\x04 \x01(\x08\"\"\n\rAnnounceReply\x12\x11\n\trequested\x18\x01 \x01(\r*%\n\tPrecision\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01*H\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x07\n\x03HIT\x10\x01\x12\x07\n\x03OOV\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0f\n\x0bUNAVAILABLE\x10\x04\x32\x92\x02\n\x06\x45mbArk\x12:\n\x06Lookup\x12\x18.embark.v1.LookupRequest\x1a\x16.embark.v1.LookupReply\x12\x46\n\nLookupMany\x12\x1c.embark.v1.LookupManyRequest\x1a\x1a.embark.v1.LookupManyReply\x12\x42\n\x0cLookupStream\x12\x18.embark.v1.LookupRequest\x1a\x16.embark.v1.LookupReply0\x01\x12@\n\x08\x41nnounce\x12\x1a.embark.v1.AnnounceRequest\x1a\x18.embark.v1.AnnounceReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPREPLY_FAILURESENTRY']._loaded_options = None
   _globals['_LOOKUPREPLY_FAILURESENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=335
-  _globals['_STATUS']._serialized_end=407
+  _globals['_PRECISION']._serialized_start=805
+  _globals['_PRECISION']._serialized_end=842
+  _globals['_STATUS']._serialized_start=844
+  _globals['_STATUS']._serialized_end=916
   _globals['_LOOKUPREQUEST']._serialized_start=58
-  _globals['_LOOKUPREQUEST']._serialized_end=101
-  _globals['_LOOKUPREPLY']._serialized_start=104
-  _globals['_LOOKUPREPLY']._serialized_end=333
-  _globals['_LOOKUPREPLY_FAILURESENTRY']._serialized_start=286
-  _globals['_LOOKUPREPLY_FAILURESENTRY']._serialized_end=333
-  _globals['_EMBARK']._serialized_start=409
-  _globals['_EMBARK']._serialized_end=477
+  _globals['_LOOKUPREQUEST']._serialized_end=142
+  _globals['_LOOKUPREPLY']._serialized_start=145
+  _globals['_LOOKUPREPLY']._serialized_end=389
+  _globals['_LOOKUPREPLY_FAILURESENTRY']._serialized_start=342
+  _globals['_LOOKUPREPLY_FAILURESENTRY']._serialized_end=389
+  _globals['_LOOKUPMANYREQUEST']._serialized_start=392
+  _globals['_LOOKUPMANYREQUEST']._serialized_end=520
+  _globals['_COLUMN']._serialized_start=522
+  _globals['_COLUMN']._serialized_end=562
+  _globals['_LOOKUPMANYREPLY']._serialized_start=564
+  _globals['_LOOKUPMANYREPLY']._serialized_end=618
+  _globals['_VIEWREPLY']._serialized_start=620
+  _globals['_VIEWREPLY']._serialized_end=684
+  _globals['_ANNOUNCEREQUEST']._serialized_start=686
+  _globals['_ANNOUNCEREQUEST']._serialized_end=767
+  _globals['_ANNOUNCEREPLY']._serialized_start=769
+  _globals['_ANNOUNCEREPLY']._serialized_end=803
+  _globals['_EMBARK']._serialized_start=919
+  _globals['_EMBARK']._serialized_end=1193
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,15 @@ if _version_not_supported:
 
 class EmbArkStub:
     """EmbArk: answers look-ups of embeddings at once.
+
+    Every method may answer
+    UNAUTHENTICATED     no token, or one that is not known (metadata `authorization: Bearer <token>`)
+    PERMISSION_DENIED   the caller may not read this view, or not announce
+    NOT_FOUND           no such view or feature service; the message lists those known
+    INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
+    RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    DEADLINE_EXCEEDED   the call came too late to be answered in time
+    and nothing else while its store or Kafka is away: those show in the status of each key.
     """
 
     def __init__(self, channel):
@@ -40,16 +49,60 @@ class EmbArkStub:
                 request_serializer=serving_dot_embark__pb2.LookupRequest.SerializeToString,
                 response_deserializer=serving_dot_embark__pb2.LookupReply.FromString,
                 _registered_method=True)
+        self.LookupMany = channel.unary_unary(
+                '/embark.v1.EmbArk/LookupMany',
+                request_serializer=serving_dot_embark__pb2.LookupManyRequest.SerializeToString,
+                response_deserializer=serving_dot_embark__pb2.LookupManyReply.FromString,
+                _registered_method=True)
+        self.LookupStream = channel.unary_stream(
+                '/embark.v1.EmbArk/LookupStream',
+                request_serializer=serving_dot_embark__pb2.LookupRequest.SerializeToString,
+                response_deserializer=serving_dot_embark__pb2.LookupReply.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/embark.v1.EmbArk/Announce',
+                request_serializer=serving_dot_embark__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=serving_dot_embark__pb2.AnnounceReply.FromString,
+                _registered_method=True)
 
 
 class EmbArkServicer:
     """EmbArk: answers look-ups of embeddings at once.
+
+    Every method may answer
+    UNAUTHENTICATED     no token, or one that is not known (metadata `authorization: Bearer <token>`)
+    PERMISSION_DENIED   the caller may not read this view, or not announce
+    NOT_FOUND           no such view or feature service; the message lists those known
+    INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
+    RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    DEADLINE_EXCEEDED   the call came too late to be answered in time
+    and nothing else while its store or Kafka is away: those show in the status of each key.
     """
 
     def Lookup(self, request, context):
         """The embeddings of some keys of one view: what is not archived yet is answered with the view's
         out-of-vocabulary embedding and requested asynchronously.
-        NOT_FOUND: no such view (the message lists those known). INVALID_ARGUMENT: more keys than allowed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupMany(self, request, context):
+        """The embeddings of several views at once, of one list of keys for each entity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupStream(self, request, context):
+        """As Lookup, for more keys than one reply holds: replies of some hundred keys each, in the order of the keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """Says that keys exist before anybody looks them up; they are requested and nothing is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +116,21 @@ def add_EmbArkServicer_to_server(servicer, server):
                     request_deserializer=serving_dot_embark__pb2.LookupRequest.FromString,
                     response_serializer=serving_dot_embark__pb2.LookupReply.SerializeToString,
             ),
+            'LookupMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupMany,
+                    request_deserializer=serving_dot_embark__pb2.LookupManyRequest.FromString,
+                    response_serializer=serving_dot_embark__pb2.LookupManyReply.SerializeToString,
+            ),
+            'LookupStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.LookupStream,
+                    request_deserializer=serving_dot_embark__pb2.LookupRequest.FromString,
+                    response_serializer=serving_dot_embark__pb2.LookupReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=serving_dot_embark__pb2.AnnounceRequest.FromString,
+                    response_serializer=serving_dot_embark__pb2.AnnounceReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'embark.v1.EmbArk', rpc_method_handlers)
@@ -73,6 +141,15 @@ def add_EmbArkServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EmbArk:
     """EmbArk: answers look-ups of embeddings at once.
+
+    Every method may answer
+    UNAUTHENTICATED     no token, or one that is not known (metadata `authorization: Bearer <token>`)
+    PERMISSION_DENIED   the caller may not read this view, or not announce
+    NOT_FOUND           no such view or feature service; the message lists those known
+    INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
+    RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    DEADLINE_EXCEEDED   the call came too late to be answered in time
+    and nothing else while its store or Kafka is away: those show in the status of each key.
     """
 
     @staticmethod
@@ -92,6 +169,87 @@ class EmbArk:
             '/embark.v1.EmbArk/Lookup',
             serving_dot_embark__pb2.LookupRequest.SerializeToString,
             serving_dot_embark__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embark.v1.EmbArk/LookupMany',
+            serving_dot_embark__pb2.LookupManyRequest.SerializeToString,
+            serving_dot_embark__pb2.LookupManyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/embark.v1.EmbArk/LookupStream',
+            serving_dot_embark__pb2.LookupRequest.SerializeToString,
+            serving_dot_embark__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embark.v1.EmbArk/Announce',
+            serving_dot_embark__pb2.AnnounceRequest.SerializeToString,
+            serving_dot_embark__pb2.AnnounceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,5 +1,6 @@
 """Feast's own store with EmbArk's answers: OOV defaults for what is missing, and requests for it."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from feature_repo.failures import CassandraFailureMarks, FailureMarks
 from feature_repo.online.columns import Vectors
 from feature_repo.session import StoreUnavailable, connect, store_errors
 from feature_repo.views import EMBEDDING, EMBEDDING_ID, request_topic
-from serving.entity_rows import REFUSED, Asked, as_columns, readings
+from serving.entity_rows import REFUSED, Asked, Reading, as_columns, readings
 from serving.requests import ProducerOnDemand, RequestQueue, RequestSink, open_producer
 
 logger = logging.getLogger(__name__)
@@ -69,18 +70,48 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             again = super().get_online_features(features, rows | reading.columns, full_feature_names, **kwargs)
             for each in reading.views:
                 take_over(response.proto, again.proto, each.names.values())
+        self._complete(response.proto, (first, *others), rows)
+        return response
+
+    async def get_online_features_async(
+        self,
+        features: list[str] | FeatureService,
+        entity_rows: list[dict[str, Any]] | Mapping[str, Sequence[Any] | RepeatedValue],
+        full_feature_names: bool = False,
+        **kwargs: Any,
+    ) -> OnlineResponse:
+        """As `get_online_features`, without blocking the event loop: what Feast's feature server calls."""
+        asked = self._asked(features, full_feature_names)
+        if len(entity_rows) == 0 or all(each.spec is None for each in asked):
+            return await super().get_online_features_async(features, entity_rows, full_feature_names, **kwargs)
+        rows = as_columns(entity_rows)
+        first, *others = readings(asked, rows)
+        response = await super().get_online_features_async(features, rows | first.columns, full_feature_names, **kwargs)
+        for reading in others:
+            again = await super().get_online_features_async(
+                features, rows | reading.columns, full_feature_names, **kwargs
+            )
+            for each in reading.views:
+                take_over(response.proto, again.proto, each.names.values())
+        # In a thread: the failure marks are read.
+        await asyncio.to_thread(self._complete, response.proto, (first, *others), rows)
+        return response
+
+    def _complete(
+        self, proto: GetOnlineFeaturesResponse, read: Sequence[Reading], rows: Mapping[str, list[Any]]
+    ) -> None:
+        """Steps 3 and 4 of a look-up."""
         # 3. defaults, and requests for what is not known to fail
-        for reading in (first, *others):
+        for reading in read:
             for each in reading.views:
                 if each.spec is not None:
                     (column,) = each.columns
-                    missing = fill(response.proto, each.spec, each.names)
+                    missing = fill(proto, each.spec, each.names)
                     keys = dict.fromkeys(reading.columns[column][i] for i in missing)
                     self._request(each.spec.view, [k for k in keys if isinstance(k, str) and k != REFUSED])
         # 4. a refused key stands in the answer as it was given
-        for column, read in first.columns.items():
-            restore(response.proto, column, read, rows[column])
-        return response
+        for column, keys_read in read[0].columns.items():
+            restore(proto, column, keys_read, rows[column])
 
     def close_requests(self, timeout: float = 10.0) -> None:
         """Publishes what waits, for up to `timeout` seconds, and ends the queue that was opened here."""

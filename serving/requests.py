@@ -15,6 +15,7 @@ from kafka.errors import KafkaError
 
 from materializer.messages import EmbedRequest
 from materializer.process import kafka_reached
+from serving.rates import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +23,18 @@ CAPACITY = 10_000  # requests that wait for Kafka: 80 MB of the longest keys
 WINDOW_SECONDS = 60.0  # a key is asked for once in it; embedding takes seconds, so one that is lost is asked for soon
 MAX_REMEMBERED = 200_000  # claims of 16 bytes, about 40 MB with what Python keeps around them
 BACK_OFF_SECONDS = 1.0
+PER_SECOND = 5_000.0  # of one process: what Kafka takes from Python without effort, ten times what a GPU embeds
 
 
 class RequestSink(Protocol):
     """Takes requests for embeddings that are missing."""
 
-    def offer(self, view: str, key: str) -> bool:
+    def offer(self, view: str, key: str, *, published_at: int | None = None, bulk: bool = False) -> bool:
         """Asks for the embedding of a canonical key. Never blocks and never raises.
+
+        Args:
+            published_at: microseconds since 1970, the event time of the embedding; now otherwise.
+            bulk: behind what look-ups miss.
 
         Returns whether the request was taken; one that was not is asked for again by the next look-up.
         """
@@ -40,9 +46,11 @@ class MemoryRequests:
     """Requests in memory: for tests, and for readers that shall not ask."""
 
     requests: list[tuple[str, str]] = field(default_factory=list)
+    times: list[int | None] = field(default_factory=list)  # of publishing, as given
 
-    def offer(self, view: str, key: str) -> bool:
+    def offer(self, view: str, key: str, *, published_at: int | None = None, bulk: bool = False) -> bool:
         self.requests.append((view, key))
+        self.times.append(published_at)
         return True
 
 
@@ -55,7 +63,9 @@ class RequestQueue:
     Args:
         producer: a `KafkaProducer` with `acks="all"`, used by that thread alone and closed with the queue.
         topic: of live requests.
+        bulk_topic: of those that may wait.
         capacity: requests that may wait; what is more is dropped and counted.
+        per_second: requests that are taken; what is more is dropped and counted, and asked for by later look-ups.
         window: seconds.
         clock: seconds since 1970: event time of a request, and age of a window.
     """
@@ -65,12 +75,15 @@ class RequestQueue:
         producer: Any,
         topic: str,
         *,
+        bulk_topic: str | None = None,
         capacity: int = CAPACITY,
+        per_second: float = PER_SECOND,
         window: float = WINDOW_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._producer = producer
-        self._topic = topic
+        self._topics = {"live": topic, "bulk": bulk_topic or topic}
+        self._rate = TokenBucket(per_second, per_second, clock)
         self._window = window
         self._clock = clock
         self._waiting: Queue[EmbedRequest] = Queue(capacity)
@@ -84,7 +97,7 @@ class RequestQueue:
         self._thread = threading.Thread(target=self._publish_until_closed, name="request-queue", daemon=True)
         self._thread.start()
 
-    def offer(self, view: str, key: str) -> bool:
+    def offer(self, view: str, key: str, *, published_at: int | None = None, bulk: bool = False) -> bool:
         if self._closing.is_set():
             return False
         now = self._clock()
@@ -95,8 +108,17 @@ class RequestQueue:
                 if until is None or until > now:
                     return False
                 del self._asked[claim]
+            if not self._rate.take(1):
+                self.dropped += 1
+                return False
+            request = EmbedRequest(
+                view=view,
+                key=key,
+                requested_at=int(now * 1_000_000) if published_at is None else published_at,
+                priority="bulk" if bulk else "live",
+            )
             try:
-                self._waiting.put_nowait(EmbedRequest(view=view, key=key, requested_at=int(now * 1_000_000)))
+                self._waiting.put_nowait(request)
             except Full:
                 self.dropped += 1
                 return False
@@ -128,7 +150,9 @@ class RequestQueue:
     def _publish(self, request: EmbedRequest) -> None:
         claim = _claim(request.view, request.key)
         try:
-            sent = self._producer.send(self._topic, key=request.partition_key, value=request.encode())
+            sent = self._producer.send(
+                self._topics[request.priority], key=request.partition_key, value=request.encode()
+            )
         except Exception as error:  # noqa: BLE001 - a thread that died of one would ask for nothing ever again
             self._failed(claim, error)
             self._closing.wait(BACK_OFF_SECONDS)  # requests queue up meanwhile; a full queue drops

@@ -1,98 +1,201 @@
-"""EmbArk's service: look-ups over gRPC."""
+"""EmbArk's service: what each call does, over any archive."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from encoders.matrix import pack
 from feature_repo.directory import UnknownView
 from serving.archive import Archive
-from serving.embark_pb2 import LookupReply, LookupRequest
-from serving.embark_pb2_grpc import EmbArkServicer, add_EmbArkServicer_to_server
-from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+from serving.callers import Anybody, Caller, Callers
+from serving.embark_pb2 import (
+    AnnounceReply,
+    AnnounceRequest,
+    LookupManyReply,
+    LookupManyRequest,
+    LookupReply,
+    LookupRequest,
+    Precision,
+    ViewReply,
+)
+from serving.embark_pb2_grpc import EmbArkServicer
+from serving.limits import MAX_KEYS, MAX_STREAM_KEYS, MAX_VIEWS, STREAMED_AT_ONCE
+from serving.load import Gate, budget
+from serving.metrics import Metrics
+from serving.packing import reply_of
+from serving.refusals import BadArgument, Refused, TooLate, TooManyKeys
+from serving.services import Services, UnknownService
 
-READERS = 16  # threads that wait for the store
-GRACE_SECONDS = 10.0
+T = TypeVar("T")
+
+MOST_AHEAD_SECONDS = 300.0  # decision 3 of the design: what is further ahead is no clock's skew
+STALL_SECONDS = 30.0  # for which a reader of a stream may take nothing
 
 
 class EmbArkService(EmbArkServicer):  # type: ignore[misc]
     """`embark.proto` on grpc.aio, over any archive.
 
     Args:
-        archive: answers; called from several threads.
+        archive: answers.
         max_keys: of one call.
+        callers: who may do what.
+        gate: how many calls are answered at a time.
+        services: the feature services.
+        metrics: told of each call.
     """
 
-    def __init__(self, archive: Archive, *, max_keys: int = MAX_KEYS) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        max_keys: int = MAX_KEYS,
+        callers: Callers | None = None,
+        gate: Gate | None = None,
+        services: Services | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._archive = archive
         self._max_keys = max_keys
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lookup")
+        self._callers = callers or Anybody()
+        self._gate = gate or Gate()
+        self._services = services or Services()
+        self._metrics = metrics
 
     async def Lookup(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> LookupReply:
         """See `embark.proto`."""
-        if len(request.keys) > self._max_keys:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"{len(request.keys)} keys, {self._max_keys} are allowed in a call"
+
+        async def answer(caller: Caller) -> LookupReply:
+            caller.check(request.view, len(request.keys), self._max_keys)
+            caller.spend(len(request.keys))
+            return await self._reply(request.view, request.keys, request.precision, context)
+
+        reply: LookupReply = await self._guarded("Lookup", context, answer)
+        return reply
+
+    async def LookupMany(self, request: LookupManyRequest, context: grpc.aio.ServicerContext) -> LookupManyReply:
+        """See `embark.proto`."""
+
+        async def answer(caller: Caller) -> LookupManyReply:
+            asked = await self._asked(request)
+            if sum(len(keys) for _, keys in asked) > self._max_keys:
+                raise TooManyKeys(
+                    f"{sum(len(keys) for _, keys in asked)} keys in all views, {self._max_keys} are allowed in a call"
+                )
+            for view, keys in asked:
+                caller.check(view, len(keys), self._max_keys)
+            caller.spend(sum(len(keys) for _, keys in asked))
+            replies = await asyncio.gather(
+                *(self._reply(view, keys, request.precision, context) for view, keys in asked)
             )
+            return LookupManyReply(
+                views=[ViewReply(view=view, reply=reply) for (view, _), reply in zip(asked, replies, strict=True)]
+            )
+
+        reply: LookupManyReply = await self._guarded("LookupMany", context, answer)
+        return reply
+
+    async def LookupStream(
+        self, request: LookupRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[LookupReply]:
+        """See `embark.proto`. The next reply is made when the one before has been taken: a slow reader costs one."""
+
+        async def answer(caller: Caller) -> None:
+            if len(request.keys) > MAX_STREAM_KEYS:
+                raise TooManyKeys(f"{len(request.keys)} keys, {MAX_STREAM_KEYS} are allowed in a stream")
+            for first in range(0, len(request.keys), STREAMED_AT_ONCE):
+                keys = request.keys[first : first + STREAMED_AT_ONCE]
+                caller.check(request.view, 0, self._max_keys)
+                caller.spend(len(keys))
+                reply = await self._reply(request.view, keys, request.precision, context, first)
+                try:
+                    await asyncio.wait_for(context.write(reply), STALL_SECONDS)
+                except TimeoutError:
+                    raise TooLate(f"nothing was taken of the stream for {STALL_SECONDS:g} s") from None
+
+        await self._guarded("LookupStream", context, answer)
+        return
+        yield  # grpc.aio tells a stream by it
+
+    async def Announce(self, request: AnnounceRequest, context: grpc.aio.ServicerContext) -> AnnounceReply:
+        """See `embark.proto`."""
+
+        async def answer(caller: Caller) -> AnnounceReply:
+            caller.check_announce()
+            caller.check(request.view, len(request.keys), self._max_keys)
+            caller.spend(len(request.keys))
+            times = list(request.published_at)
+            if times and len(times) != len(request.keys):
+                raise BadArgument(f"{len(times)} times for {len(request.keys)} keys: one each is expected, or none")
+            ahead = int((time.time() + MOST_AHEAD_SECONDS) * 1_000_000)
+            wrong = [moment for moment in times if not 0 < moment <= ahead]
+            if wrong:
+                raise BadArgument(
+                    f"published_at {wrong[0]}: microseconds since 1970 are expected, no more than 5 minutes ahead"
+                )
+            taken = await asyncio.to_thread(
+                self._archive.announce, request.view, list(request.keys), times or None, bulk=request.bulk
+            )
+            return AnnounceReply(requested=taken)
+
+        reply: AnnounceReply = await self._guarded("Announce", context, answer)
+        return reply
+
+    async def _asked(self, request: LookupManyRequest) -> list[tuple[str, Sequence[str]]]:
+        """Views with their keys."""
+        if bool(request.service) == bool(request.views):
+            raise BadArgument("name a feature service or views: one of the two")
+        if request.service:
+            find = self._services.views
+            views = await asyncio.to_thread(find, request.service) if self._services.stale else find(request.service)
+        else:
+            views = list(dict.fromkeys(request.views))
+        if len(views) > MAX_VIEWS:
+            raise BadArgument(f"{len(views)} views, {MAX_VIEWS} are allowed in a call")
+        columns = {column.join_key: column.keys for column in request.columns}
+        asked: list[tuple[str, Sequence[str]]] = []
+        for view in views:
+            join_key = self._archive.spec(view).join_key
+            if join_key not in columns:
+                raise BadArgument(f"{view} is read by {join_key}: there is no such column")
+            asked.append((view, columns[join_key]))
+        return asked
+
+    async def _reply(
+        self,
+        view: str,
+        keys: Sequence[str],
+        precision: Precision,
+        context: grpc.aio.ServicerContext,
+        first: int = 0,
+    ) -> LookupReply:
+        spec = self._archive.spec(view)
+        answer = await self._archive.answer(view, keys, budget(context.time_remaining()))
+        if self._metrics is not None:
+            self._metrics.answered(view, answer.status)
+        return reply_of(answer, spec.pinned, precision, first)
+
+    async def _guarded(
+        self, method: str, context: grpc.aio.ServicerContext, answer: Callable[[Caller], Awaitable[T]]
+    ) -> T:
+        """Lets a known caller in while there is room, and tells what is refused by gRPC's codes."""
+        began, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, self._lookup, request)
-        except UnknownView as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
-            raise AssertionError("abort raises") from error
-
-    def _lookup(self, request: LookupRequest) -> LookupReply:
-        spec = self._archive.spec(request.view)
-        answer = self._archive.lookup(request.view, request.keys)
-        return LookupReply(
-            vectors=pack(answer.vectors),
-            status=answer.status.tobytes(),
-            embedding_id=answer.embedding_id,
-            event_time=answer.event_time,
-            failures={i: why[:MAX_REASON_CHARACTERS] for i, why in answer.failures.items()},
-            weights=spec.pinned,
-        )
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._readers.shutdown()
-
-
-class EmbArkServer:
-    """A grpc.aio server of one service, with health: serving while it is in its context.
-
-    Args:
-        service: what answers.
-        address: `host:port` to listen on; port 0 takes a free one.
-    """
-
-    def __init__(self, service: EmbArkService, address: str) -> None:
-        self._service = service
-        self._address = address
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-                ("grpc.max_send_message_length", MAX_REPLY_BYTES),
-                ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and told so
-            ]
-        )
-        add_EmbArkServicer_to_server(service, self._server)
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = 0
-
-    async def __aenter__(self) -> Self:
-        self.port = self._server.add_insecure_port(self._address)
-        await self._server.start()
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(GRACE_SECONDS)
-        self._service.close()
+            try:
+                with self._gate.entered():
+                    done = await answer(self._callers.caller(context.invocation_metadata() or ()))
+                    code = grpc.StatusCode.OK
+                    return done
+            except Refused as refusal:
+                code, why = refusal.code, str(refusal)
+            except (UnknownView, UnknownService) as unknown:
+                code, why = grpc.StatusCode.NOT_FOUND, str(unknown)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            await context.abort(code, why)
+            raise AssertionError("abort raises")
+        finally:
+            if self._metrics is not None:
+                self._metrics.called(method, code.name, time.perf_counter() - began)

@@ -200,5 +200,5 @@ def _cells(
     if "item_id" in impressions.table.column_names:
         columns.append(pd.factorize(impressions.table["item_id"].to_pandas())[0].astype(np.int64))
     frame = pd.DataFrame(dict(enumerate(columns)), index=range(len(impressions)))
-    cells: NDArray[np.int64] = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(np.int64)
+    cells: NDArray[np.int64] = np.asarray(frame.groupby(list(frame.columns), sort=False).ngroup(), np.int64)
     return cells

@@ -27,7 +27,9 @@ from materializer.archive import EmbeddedBatch, table
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from serving.archive import EmbeddingArchive
 from serving.feature_store import EmbArkFeatureStore
+from serving.hot_cache import HotCaches
 from serving.requests import MemoryRequests, RequestQueue, open_producer
+from serving.store_reads import StoreReads
 
 pytestmark = pytest.mark.servers
 
@@ -59,7 +61,7 @@ def push(store: FeatureStore, view: str, *keys: str) -> EncoderSpec:
     """Archives the vectors of `MemoryRetina` for `keys`."""
     spec = encoder_specs(store)[view]
     batch = EmbeddedBatch.of(
-        view,
+        spec.view,
         keys=keys,
         vectors=np.stack([memory_vector(key, spec.dim) for key in keys]),
         event_time=np.full(len(keys), SECOND, dtype=np.int64),
@@ -137,7 +139,8 @@ def test_a_miss_is_on_the_topic_once_however_often_it_is_looked_up(
 ) -> None:
     rows, directory = FeastOnlineRows(store), EncoderDirectory(lambda: encoder_specs(store))
     with closing(RequestQueue(open_producer(servers.kafka_bootstrap), live_topic)) as requests:
-        archive = EmbeddingArchive(directory, rows, marks, requests)
+        caches = HotCaches(megabytes=1, seconds=60)
+        archive = EmbeddingArchive(directory, StoreReads(rows, marks), requests, caches)
         for _ in range(5):
             assert archive.lookup(TEXT_VIEW, ["a", "b"]).status.tolist() == [Status.OOV] * 2
     asked = published(servers, live_topic, 2)

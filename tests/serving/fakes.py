@@ -12,15 +12,32 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import embedding_id
 from feature_repo.failures import MemoryFailureMarks
-from serving.archive import Archive, EmbeddingArchive, MemoryRows, memory_archive
+from serving.archive import Archive, EmbeddingArchive
+from serving.callers import Callers
+from serving.load import Gate
+from serving.memory import MemoryRows, memory_archive
+from serving.metrics import Metrics
 from serving.requests import MemoryRequests
-from serving.service import EmbArkServer, EmbArkService
+from serving.server import EmbArkServer
+from serving.service import EmbArkService
+from serving.services import Services
+from serving.transport import Tls
 
 TEXT = EncoderSpec(name="tiny", version="v1", modality="text", dim=4, network="text_lstm", pinned="seeded:0")
 IMAGE = EncoderSpec(
     name="photo", version="v1", modality="image", dim=3, network="torchvision:resnet18", pinned="ResNet18_Weights.X#1"
 )
 SPECS = {spec.view: spec for spec in (IMAGE, TEXT)}
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +61,26 @@ class Parts:
 
 
 @contextmanager
-def served(archive: Archive, max_keys: int = 2000) -> Iterator[str]:
+def served(
+    archive: Archive,
+    max_keys: int = 2000,
+    *,
+    callers: Callers | None = None,
+    services: Services | None = None,
+    metrics: Metrics | None = None,
+    gate: Gate | None = None,
+    tls: Tls | None = None,
+    reflected: bool = True,
+) -> Iterator[str]:
     """The address of a running EmbArk."""
     ready, stop = threading.Event(), threading.Event()
     address: list[str] = []
 
     async def run() -> None:
-        async with EmbArkServer(EmbArkService(archive, max_keys=max_keys), "127.0.0.1:0") as server:
+        service = EmbArkService(
+            archive, max_keys=max_keys, callers=callers, services=services, metrics=metrics, gate=gate
+        )
+        async with EmbArkServer(service, "127.0.0.1:0", tls=tls, reflected=reflected) as server:
             address.append(f"127.0.0.1:{server.port}")
             ready.set()
             await asyncio.to_thread(stop.wait)

@@ -1,11 +1,23 @@
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.directory import UnknownView
-from feature_repo.embeddings import OOV_KEY, Status, embedding_id, oov_vector
-from serving.archive import DownMarks, DownRows, memory_archive
-from tests.serving.fakes import IMAGE, SPECS, TEXT, Parts
+from encoders.spec import EncoderSpec
+from feature_repo.directory import EncoderDirectory, UnknownView
+from feature_repo.embeddings import OOV_KEY, Embeddings, Status, embedding_id, oov_vector
+from feature_repo.failures import MemoryFailureMarks
+from feature_repo.session import StoreUnavailable
+from serving.archive import EmbeddingArchive
+from serving.breaker import Breaker
+from serving.hot_cache import HotCaches
+from serving.memory import DownMarks, DownRows, GatedRows, MemoryRows, memory_archive
+from serving.requests import MemoryRequests
+from serving.store_reads import StoreReads
+from tests.serving.fakes import IMAGE, SPECS, TEXT, Clock, Parts
 
 URL = "http://a.example/x.jpg"
 
@@ -101,3 +113,158 @@ def test_order_and_status_hold_for_any_mix_of_keys(keys: list[str]) -> None:
     assert [bool(v.any()) for v in answer.vectors] == [key == "known" for key in keys]
     assert parts.requests.requests == [(TEXT.view, "new")] * ("new" in keys)
     assert set(answer.failures) == {i for i, key in enumerate(keys) if expected[key] == Status.FAILED}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for up to 20 s."""
+    for _ in range(2000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def gated(budget: float = 20.0) -> tuple[EmbeddingArchive, GatedRows, MemoryRequests]:
+    rows, requests = GatedRows(), MemoryRequests()
+    return memory_archive(SPECS, rows, MemoryFailureMarks({}), requests, budget=budget), rows, requests
+
+
+def test_what_is_hot_is_answered_without_the_store_under_each_spelling() -> None:
+    parts = Parts()
+    parts.add(IMAGE, URL, 1.0)
+    archive = parts.archive
+    archive.lookup(IMAGE.view, ["HTTP://A.example/x.jpg"])
+    parts.rows.rows.clear()
+    assert archive.lookup(IMAGE.view, [URL, "HTTP://A.example/x.jpg"]).status.tolist() == [Status.HIT] * 2
+
+
+def test_what_the_store_has_not_answered_in_time_is_unavailable_and_not_asked_for() -> None:
+    archive, rows, requests = gated(budget=0.05)
+    answer = archive.lookup(TEXT.view, ["cat", ""])
+    assert answer.status.tolist() == [Status.UNAVAILABLE, Status.FAILED]
+    assert not answer.vectors.any()
+    rows.gate.set()
+    assert requests.requests == []
+
+
+def test_hits_are_answered_in_time_though_the_store_is_not() -> None:
+    archive, rows, _ = gated(budget=20)
+    rows.gate.set()
+    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    archive.lookup(TEXT.view, ["cat"])
+    rows.gate.clear()
+    assert archive.lookup(TEXT.view, ["cat", "dog"], seconds=0.05).status.tolist() == [Status.HIT, Status.UNAVAILABLE]
+    rows.gate.set()
+
+
+def test_a_read_that_comes_too_late_is_a_hit_of_the_next_look_up() -> None:
+    archive, rows, _ = gated()
+    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    assert archive.lookup(TEXT.view, ["cat"], seconds=0.01).status.tolist() == [Status.UNAVAILABLE]
+    rows.gate.set()
+    assert archive.lookup(TEXT.view, ["cat"]).status.tolist() == [Status.HIT]
+    assert len(rows.reads) == 1
+
+
+def test_a_key_is_read_once_however_many_ask_for_it_at_once() -> None:
+    archive, rows, _ = gated()
+    rows.rows[TEXT.view, "b"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    answers: dict[str, Embeddings] = {}
+
+    def ask(keys: str) -> None:
+        answers[keys] = archive.lookup(TEXT.view, list(keys))
+
+    threads = [threading.Thread(target=ask, args=(keys,)) for keys in ("ab", "ba", "bc", "cab")]
+    threads[0].start()
+    until(lambda: len(rows.reads) == 1)
+    for thread in threads[1:]:
+        thread.start()
+    until(lambda: len(rows.reads) == 2)
+    rows.gate.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(key for read in rows.reads for key in read) == ["a", "b", "c"]
+    for keys, answer in answers.items():
+        assert [Status(s) for s in answer.status] == [Status.HIT if key == "b" else Status.OOV for key in keys]
+
+
+def test_an_event_loop_is_answered_alike_and_never_held_up() -> None:
+    archive, rows, requests = gated()
+    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+
+    async def ask() -> tuple[Embeddings, Embeddings]:
+        slow = asyncio.create_task(archive.answer(TEXT.view, ["cat", "dog"]))
+        late = await archive.answer(TEXT.view, ["cat", "bird"], 0.05)
+        rows.gate.set()
+        return await slow, late
+
+    slow, late = asyncio.run(ask())
+    assert slow.status.tolist() == [Status.HIT, Status.OOV]
+    assert late.status.tolist() == [Status.UNAVAILABLE] * 2
+    assert requests.requests == [(TEXT.view, "dog")]
+
+
+class CountedRows:
+    """A store that fails while it is `down`, and counts how often it is asked."""
+
+    down = True
+    asked = 0
+
+    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
+        self.asked += 1
+        if self.down:
+            raise StoreUnavailable("planted")
+        return MemoryRows().read(spec, keys)
+
+
+def test_a_store_that_is_down_is_left_alone_and_found_again_when_it_is_back() -> None:
+    clock, rows, requests = Clock(), CountedRows(), MemoryRequests()
+    breaker = Breaker("the online store", failures=3, open_seconds=1, clock=clock)
+    reads = StoreReads(rows, MemoryFailureMarks({}), breaker=breaker, readers=1)
+    caches = HotCaches(megabytes=0, seconds=1, clock=clock)
+    archive = EmbeddingArchive(EncoderDirectory(lambda: SPECS), reads, requests, caches)
+    for i in range(10):
+        assert archive.lookup(TEXT.view, [f"k{i}"]).status.tolist() == [Status.UNAVAILABLE]
+    assert rows.asked == 3
+    clock.now += 1
+    archive.lookup(TEXT.view, ["x"])
+    archive.lookup(TEXT.view, ["y"])
+    assert rows.asked == 4  # one probe
+    assert requests.requests == []
+    rows.down = False
+    clock.now += 1
+    assert archive.lookup(TEXT.view, ["z"]).status.tolist() == [Status.OOV]
+    assert archive.lookup(TEXT.view, ["x"]).status.tolist() == [Status.OOV]
+    assert not breaker.is_open
+
+
+def test_more_reads_than_may_wait_are_unavailable_at_once() -> None:
+    rows = GatedRows()
+    reads = StoreReads(rows, MemoryFailureMarks({}), readers=1, waiting=1)
+    archive = EmbeddingArchive(
+        EncoderDirectory(lambda: SPECS), reads, MemoryRequests(), HotCaches(megabytes=0, seconds=1)
+    )
+    held = [threading.Thread(target=archive.lookup, args=(TEXT.view, [key])) for key in "ab"]
+    held[0].start()
+    until(lambda: len(rows.reads) == 1)
+    held[1].start()
+    until(lambda: reads.waiting == 1)
+    assert archive.lookup(TEXT.view, ["c"]).status.tolist() == [Status.UNAVAILABLE]
+    assert reads.refused == 1
+    rows.gate.set()
+    for thread in held:
+        thread.join()
+
+
+def test_a_caller_in_a_hurry_does_not_close_the_store_to_others() -> None:
+    archive, rows, _ = gated()
+    for i in range(10):
+        archive.lookup(TEXT.view, [f"k{i}"], seconds=0.001)
+    rows.gate.set()
+    assert archive.lookup(TEXT.view, ["x"]).status.tolist() == [Status.OOV]
+
+
+def test_what_is_announced_is_asked_for_under_its_canonical_key() -> None:
+    parts = Parts()
+    assert parts.archive.announce(IMAGE.view, ["HTTP://A.example/x.jpg", "no-url"], None, bulk=False) == 1
+    assert parts.requests.requests == [(IMAGE.view, URL)]

@@ -21,8 +21,8 @@ from feature_repo.embeddings import OOV_KEY, embedding_id, oov_vector
 from feature_repo.failures import FailureMarks, MemoryFailureMarks
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
-from serving.archive import DownMarks
 from serving.feature_store import EmbArkFeatureStore
+from serving.memory import DownMarks
 from serving.requests import MemoryRequests
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,7 +92,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(store: FeatureStore, view: str, key: str) -> None:
     spec = encoder_specs(store)[view]
     batch = EmbeddedBatch.of(
-        view,
+        spec.view,
         keys=(key,),
         vectors=memory_vector(view + key, spec.dim)[None],
         event_time=np.full(1, 1_700_000_000_000_000, dtype=np.int64),

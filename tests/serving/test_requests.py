@@ -7,16 +7,7 @@ import pytest
 from materializer.messages import EmbedRequest
 from materializer.process import KafkaUnavailable
 from serving.requests import ProducerOnDemand, RequestQueue
-from tests.serving.fakes import FakeProducer
-
-
-class Clock:
-    """A clock that the test turns."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.serving.fakes import Clock, FakeProducer
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
+import asyncio
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from embark.servers import free_port
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
-from serving.archive import MemoryRows, memory_archive
 from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
+from serving.memory import GatedRows, MemoryRows, memory_archive
 from serving.requests import MemoryRequests
 from tests.serving.fakes import IMAGE, SPECS, TEXT, Parts, served
 
@@ -109,23 +109,33 @@ def test_a_fault_of_the_server_is_not_told_as_its_absence() -> None:
     assert "failed (UNKNOWN)" in str(failure.value)
 
 
-class GatedRows(MemoryRows):
-    """A store that answers when it is let."""
-
-    gate = threading.Event()
-
-    def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
-        self.gate.wait(20)
-        return all_missing(spec.view, spec.dim, len(keys), Status.OOV)
-
-
-def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
+def test_a_store_that_is_slow_is_told_by_the_status_of_keys_within_the_callers_time() -> None:
     rows = GatedRows()
     archive = memory_archive(SPECS, rows, MemoryFailureMarks({}), MemoryRequests())
     with served(archive) as address, EmbArkClient(address) as client:
-        with pytest.raises(EmbArkUnavailable, match=r"did not answer within 0\.2 s"):
-            client.lookup(TEXT.view, ["x"], timeout=0.2)
+        answer = client.lookup(TEXT.view, ["x"], timeout=2)
         rows.gate.set()
+    assert answer.status.tolist() == [Status.UNAVAILABLE]
+
+
+class SlowArchive:
+    """An archive that takes no deadline seriously."""
+
+    def spec(self, view: str) -> EncoderSpec:
+        return TEXT
+
+    async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
+        await asyncio.sleep(5)
+        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+
+
+def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
+    with (
+        served(SlowArchive()) as address,  # type: ignore[arg-type]
+        EmbArkClient(address) as client,
+        pytest.raises(EmbArkUnavailable, match=r"did not answer within 0\.2 s"),
+    ):
+        client.lookup(TEXT.view, ["x"], timeout=0.2)
 
 
 def test_health_is_told() -> None:

@@ -1,0 +1,97 @@
+"""Clients of one EmbArk, as a process of their own: closed loop for its most, open loop for honest percentiles.
+
+    python -m benchmarks.load '{"address": "127.0.0.1:50051", "view": "…", "keys": […], "count": 100, "seconds": 10}'
+
+Closed loop (`"calls": 8`): so many calls are under way all the time. Open loop (`"rate": 400`): calls begin at random
+times, so many a second, whether those before have been answered or not, and their time counts from when they should
+have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, and the seconds of each call.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from feature_repo.embeddings import Status
+from serving.client import AsyncEmbArkClient, ClientError
+
+
+class Load:
+    """What one process asks.
+
+    Args:
+        asked: address, view, keys, count (of a call), seconds; calls or rate; precision; misses (share of keys that are
+            new each time).
+    """
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self._asked = asked
+        self._draw = np.random.default_rng(asked.get("seed", 0))
+        self._fresh = 0
+        self.seconds: list[float] = []
+        self.failed = 0
+        self.unavailable = 0
+
+    def keys(self) -> list[str]:
+        known: list[str] = self._asked["keys"]
+        count = self._asked["count"]
+        keys = [known[i] for i in self._draw.integers(len(known), size=count)]
+        for at in np.flatnonzero(self._draw.random(count) < self._asked.get("misses", 0)).tolist():
+            self._fresh += 1
+            keys[at] = f"never seen {self._asked.get('seed', 0)} {self._fresh}"
+        return keys
+
+    async def call(self, client: AsyncEmbArkClient, due: float) -> None:
+        try:
+            answer = await client.lookup(
+                self._asked["view"],
+                self.keys(),
+                self._asked.get("timeout", 10.0),
+                precision=self._asked.get("precision", "float32"),
+            )
+        except ClientError:
+            self.failed += 1
+            return
+        self.unavailable += bool((answer.status == Status.UNAVAILABLE).any())
+        self.seconds.append(time.perf_counter() - due)
+
+    async def run(self) -> dict[str, Any]:
+        async with AsyncEmbArkClient(self._asked["address"]) as client:
+            await self.call(client, time.perf_counter())
+            self.seconds.clear()
+            start = time.perf_counter()
+            end = start + self._asked["seconds"]
+            if "rate" in self._asked:
+                await self._open(client, start, end)
+            else:
+                await asyncio.gather(*(self._closed(client, end) for _ in range(self._asked["calls"])))
+            took = time.perf_counter() - start
+        return {
+            "keys_per_second": len(self.seconds) * self._asked["count"] / took,
+            "seconds": [round(s, 6) for s in self.seconds],
+            "failed": self.failed,
+            "unavailable": self.unavailable,
+        }
+
+    async def _closed(self, client: AsyncEmbArkClient, end: float) -> None:
+        while (now := time.perf_counter()) < end:
+            await self.call(client, now)
+
+    async def _open(self, client: AsyncEmbArkClient, start: float, end: float) -> None:
+        due, calls = start, set[asyncio.Task[None]]()
+        while due < end:
+            due += self._draw.exponential(1 / self._asked["rate"])
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            call = asyncio.create_task(self.call(client, due))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+        await asyncio.gather(*calls)
+
+
+if __name__ == "__main__":
+    json.dump(
+        asyncio.run(Load(json.loads(sys.stdin.read() if sys.argv[1:] == ["-"] else sys.argv[1])).run()), sys.stdout
+    )

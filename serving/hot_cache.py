@@ -1,0 +1,305 @@
+"""The vectors of a view that are asked for most, in a slab of fixed memory: most look-ups read nothing else.
+
+One dictionary leads from a key, as it is given, to a slot; all else is numpy over the slots of a whole look-up. So a
+key that is hot costs one dictionary look-up, its canonical form included: every spelling seen leads to the slot.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.spec import EncoderSpec
+from feature_repo.embeddings import Embeddings, Status, all_missing
+from serving.eviction import MOST_USES, S3Fifo
+from serving.floors import Floors
+
+# Of an entry beside its vector: dictionary, key of 100 characters, names, ghost, and what the arrays hold.
+OVERHEAD_BYTES = 512
+KEY_CHARACTERS = 256  # on average, at most: longer ones make room sooner
+NEGATIVES = 20_000  # keys without a vector
+MOST_SPELLINGS = 8  # of one key: more would let a stranger fill memory with one picture
+OOV_SECONDS = 1.0  # < what anyone waits for an embedding, should its announcement be lost
+FAILED_SECONDS = 10.0  # a mark lives for a day, but may be cleared by hand
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start."""
+
+    hits: int = 0  # keys that were answered, OOV and FAILED ones included
+    misses: int = 0
+    filled: int = 0
+    refused: int = 0  # fills below a floor
+
+
+class HotCache:
+    """The cache of one view. Safe to share between threads.
+
+    Rows are kept until they are evicted (see `serving.eviction`), announced to have changed, or `seconds` old. What is
+    known to be missing is kept for a short time, so that misses do not all go to the store.
+
+    Args:
+        spec: the encoder of the view.
+        megabytes: of vectors and what belongs to them; 0 keeps no vectors.
+        seconds: after which a row is read again, should an announcement have been lost.
+        clock: seconds, of any origin.
+        floors: of this view.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        megabytes: float,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        floors: Floors | None = None,
+    ) -> None:
+        self.capacity = int(megabytes * 1_000_000 / (4 * spec.dim + OVERHEAD_BYTES))
+        self.counts = Counts()
+        self._seconds = seconds
+        self._clock = clock
+        self._floors = Floors() if floors is None else floors  # an empty one has no truth value
+        self._lock = threading.Lock()
+        # Slots: `capacity` with a row of the slab each, then NEGATIVES that share the OOV row behind them, then one for
+        # all keys that are not here, which has always expired.
+        self._nowhere = self.capacity + NEGATIVES
+        slots = self._nowhere + 1
+        oov = all_missing(spec.view, spec.dim, 1, Status.OOV)
+        self._oov_id = int(oov.embedding_id[0])
+        self._slab = np.zeros((self.capacity + 1, spec.dim), dtype=np.float32)  # lazily: unused rows cost nothing
+        self._slab[self.capacity] = oov.vectors[0]
+        self._status = np.full(slots, Status.OOV, dtype=np.uint8)
+        self._ids = np.full(slots, self._oov_id, dtype=np.int64)
+        self._times = np.zeros(slots, dtype=np.int64)
+        self._expires = np.full(slots, -np.inf)
+        self._uses = np.zeros(slots, dtype=np.uint8)
+        self._policy = S3Fifo(self.capacity, self._uses)
+        self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
+        self._index: dict[str, int] = {}
+        self._characters = 0
+        self._why: dict[int, str] = {}
+        self._next_negative = 0
+
+    @property
+    def evicted(self) -> int:
+        return self._policy.evicted
+
+    def __len__(self) -> int:
+        """Keys with a vector."""
+        with self._lock:
+            return int(np.count_nonzero(self._expires[: self.capacity] > self._clock()))
+
+    def take(self, keys: Sequence[str]) -> tuple[Embeddings, NDArray[np.bool_]]:
+        """What is known of keys, as they were given, and which of them nothing is known of, (N,).
+
+        Those are answered with the OOV embedding, as if they were.
+        """
+        with self._lock:
+            slots = np.fromiter(map(self._index.get, keys, repeat(self._nowhere)), np.intp, len(keys))
+            missing = self._expires[slots] <= self._clock()
+            misses = int(np.count_nonzero(missing))
+            if misses:
+                slots[missing] = self._nowhere
+            self._uses[slots] = np.minimum(self._uses[slots] + 1, MOST_USES)
+            self.counts.hits += len(keys) - misses
+            self.counts.misses += misses
+            status = self._status[slots]
+            return Embeddings(
+                vectors=self._slab.take(np.minimum(slots, self.capacity), axis=0),
+                status=status,
+                embedding_id=self._ids[slots],
+                event_time=self._times[slots],
+                failures={int(i): self._why[int(slots[i])] for i in np.flatnonzero(status == Status.FAILED)},
+            ), missing
+
+    def now(self) -> float:
+        """The time at which a read begins: `fill` and `fill_missing` want it."""
+        return self._clock()
+
+    def fill(self, keys: Sequence[str], read: Embeddings, *, began: float) -> None:
+        """Keeps the hits among canonical keys that were read from the store.
+
+        A row that an announcement has made history since is dropped: no late fill restores it.
+        """
+        with self._lock:
+            if not self.capacity or began < self._floors.complete_since:
+                return
+            now = self._clock()
+            slots: list[int] = []
+            rows: list[int] = []
+            for row in np.flatnonzero(read.found).tolist():
+                key, moment = keys[row], int(read.event_time[row])
+                floor = self._floors.get(key)
+                if floor is not None and not floor.admits(moment, int(read.embedding_id[row])):
+                    self.counts.refused += 1
+                    continue
+                slot = self._index.get(key, self._nowhere)
+                if slot < self.capacity:
+                    if self._times[slot] > moment and self._expires[slot] > now:
+                        continue  # two reads may overtake each other
+                else:
+                    spellings = self._forget(slot) if slot < self._nowhere else ()
+                    slot = self._policy.place(hash(key))
+                    self._forget(slot)
+                    self._name(slot, (key, *spellings[1:]))
+                slots.append(slot)
+                rows.append(row)
+            self._slab[slots] = read.vectors[rows]
+            self._ids[slots] = read.embedding_id[rows]
+            self._times[slots] = read.event_time[rows]
+            self._status[slots] = Status.HIT
+            self._expires[slots] = now + self._seconds
+            self.counts.filled += len(slots)
+            while self._characters > KEY_CHARACTERS * (self.capacity + NEGATIVES) and self._index:
+                self._release_characters()
+
+    def fill_missing(self, keys: Iterable[str], why: dict[str, str], *, began: float) -> None:
+        """Keeps for a short time that the store has no row of canonical keys; those in `why` are known to fail."""
+        with self._lock:
+            if began < self._floors.complete_since:
+                return
+            now = self._clock()
+            for key in keys:
+                floor = self._floors.get(key)
+                if floor is not None and floor.embedding_id is not None:
+                    continue  # embedded while it was read
+                slot = self._index.get(key, self._nowhere)
+                if slot < self.capacity and self._expires[slot] > now:
+                    continue  # another read found it
+                spellings: tuple[str, ...] = (key,)
+                if slot < self.capacity or slot == self._nowhere:
+                    if slot < self.capacity:
+                        spellings = self._forget(slot)
+                    slot = self.capacity + self._next_negative
+                    self._next_negative = (self._next_negative + 1) % NEGATIVES
+                    self._forget(slot)
+                    self._name(slot, spellings)
+                failed = why.get(key)
+                self._status[slot] = Status.OOV if failed is None else Status.FAILED
+                self._why.pop(slot, None)
+                if failed is not None:
+                    self._why[slot] = failed
+                self._expires[slot] = now + (OOV_SECONDS if failed is None else FAILED_SECONDS)
+
+    def spell(self, spellings: Iterable[tuple[str, str]]) -> None:
+        """Lets other spellings lead to the slots of canonical keys: pairs of (as given, canonical)."""
+        with self._lock:
+            for given, key in spellings:
+                slot = self._index.get(key)
+                if slot is not None and given not in self._index and len(self._names[slot]) < MOST_SPELLINGS:
+                    self._name(slot, (*self._names[slot], given))
+
+    def embedded(self, key: str, event_time: int, embedding_id: int) -> None:
+        """A row of a canonical key was written: what is older is history, in the cache and in reads under way."""
+        with self._lock:
+            self._floors.raise_to(key, event_time, embedding_id, self._clock())
+            self._drop_below(key)
+
+    def invalidated(self, key: str, event_time: int) -> None:
+        """The row of a canonical key at `event_time`, and all older ones, were removed."""
+        with self._lock:
+            self._floors.raise_to(key, event_time, None, self._clock())
+            self._drop_below(key)
+
+    def failed(self, key: str) -> None:
+        """A canonical key was marked as failed: that it is OOV is not so any more."""
+        with self._lock:
+            slot = self._index.get(key, self._nowhere)
+            if self.capacity <= slot < self._nowhere:
+                self._forget(slot)
+
+    def distrust(self) -> None:
+        """Announcements may have been missed: what is here, and what is being read, may be history."""
+        with self._lock:
+            self._expires[:] = -np.inf
+            self._floors.complete_since = self._clock()
+
+    def hottest(self, count: int) -> list[str]:
+        """At most `count` canonical keys, those least likely to be evicted first."""
+        with self._lock:
+            kept = (self._names[slot] for slot in self._policy.by_standing())
+            return [names[0] for names in kept if names][:count]
+
+    def _drop_below(self, key: str) -> None:
+        slot = self._index.get(key, self._nowhere)
+        floor = self._floors.get(key)
+        if slot < self._nowhere and floor is not None:
+            admitted = floor.admits(int(self._times[slot]), int(self._ids[slot]))
+            if slot >= self.capacity or not admitted:
+                self._forget(slot)
+
+    def _name(self, slot: int, names: tuple[str, ...]) -> None:
+        self._characters += sum(map(len, names)) - sum(map(len, self._names[slot]))
+        self._names[slot] = names
+        for name in names:
+            self._index[name] = slot
+
+    def _forget(self, slot: int) -> tuple[str, ...]:
+        """Empties a slot; the names that led to it."""
+        names = self._names[slot]
+        for name in names:
+            del self._index[name]
+        self._characters -= sum(map(len, names))
+        self._names[slot] = ()
+        self._expires[slot] = -np.inf
+        self._uses[slot] = 0  # an empty slot is the next to be used
+        self._times[slot] = 0
+        self._ids[slot] = self._oov_id
+        self._why.pop(slot, None)
+        return names
+
+    def _release_characters(self) -> None:
+        for slot in (*range(self.capacity, self._nowhere), *reversed(self._policy.by_standing())):
+            if self._names[slot]:
+                self._forget(slot)
+                if self._characters <= KEY_CHARACTERS * (self.capacity + NEGATIVES) // 2:
+                    return
+
+
+class HotCaches:
+    """A cache for each encoder, made when it is first asked for.
+
+    Args:
+        megabytes: of each view.
+        seconds: see `HotCache`.
+        clock: see `HotCache`.
+    """
+
+    def __init__(self, *, megabytes: float, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._megabytes = megabytes
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._caches: dict[str, tuple[EncoderSpec, HotCache]] = {}
+
+    def of(self, spec: EncoderSpec) -> HotCache:
+        """The cache of an encoder; a new one where the view is declared anew (other parameters of URLs to drop)."""
+        found = self._caches.get(spec.view)
+        if found is None or found[0] != spec:
+            with self._lock:
+                found = self._caches.get(spec.view)
+                if found is None or found[0] != spec:
+                    cache = HotCache(spec, megabytes=self._megabytes, seconds=self._seconds, clock=self._clock)
+                    found = self._caches[spec.view] = (spec, cache)
+        return found[1]
+
+    def named(self, view: str) -> HotCache | None:
+        """The cache of a view, where one was made."""
+        found = self._caches.get(view)
+        return found[1] if found else None
+
+    def distrust(self) -> None:
+        """See `HotCache`."""
+        for cache in self.all.values():
+            cache.distrust()
+
+    @property
+    def all(self) -> dict[str, HotCache]:
+        """Those that were made, by view."""
+        return {view: cache for view, (_, cache) in list(self._caches.items())}

@@ -1,0 +1,53 @@
+"""How many calls are answered at a time: what is more is refused at once, while it is cheap."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.refusals import Overloaded, TooLate
+
+MAX_CALLS = 256  # of one process; at 500 keys of 512 floats their answers have 256 MB
+MARGIN_SECONDS = 0.005  # for the answer to reach its caller
+MARGIN_SHARE = 0.1  # of the time that is left, where that is more
+
+
+class Gate:
+    """For the thread of the event loop.
+
+    Args:
+        most: calls at a time.
+    """
+
+    def __init__(self, most: int = MAX_CALLS) -> None:
+        self._most = most
+        self.inside = 0
+        self.refused = 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """One call.
+
+        Raises:
+            Overloaded: there is no room.
+        """
+        if self.inside >= self._most:
+            self.refused += 1
+            raise Overloaded(f"{self.inside} calls are being answered: again later, or elsewhere")
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+def budget(remaining: float | None) -> float | None:
+    """Seconds that a look-up may take of those that its call has left; None: no deadline was given.
+
+    Raises:
+        TooLate: nothing would be left for the way back.
+    """
+    if remaining is None:
+        return None
+    left = remaining - max(MARGIN_SECONDS, MARGIN_SHARE * remaining)
+    if left <= 0:
+        raise TooLate("the deadline leaves no time for an answer")
+    return left

@@ -1,0 +1,130 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from serving.client import AsyncEmbArkClient, EmbArkClient, LookupRefused, ViewUnknown
+from serving.embark_pb2 import FLOAT16, FLOAT32
+from serving.packing import packed, unpacked
+from serving.services import Services, UnknownService
+from tests.serving.fakes import IMAGE, TEXT, Clock, Parts, served
+
+URL = "http://a.example/x.jpg"
+
+
+def test_both_clients_answer_alike_and_in_either_precision() -> None:
+    parts = Parts()
+    parts.add(TEXT, "cat", 0.1)
+
+    async def ask(address: str) -> np.ndarray:
+        async with AsyncEmbArkClient(address) as client:
+            return (await client.lookup(TEXT.view, ["cat", "dog"], precision="float16")).vectors
+
+    with served(parts.archive) as address, EmbArkClient(address) as client:
+        exact = client.lookup(TEXT.view, ["cat", "dog"])
+        half = asyncio.run(ask(address))
+    assert exact.vectors[:, 0].tolist() == [np.float32(0.1), 0]
+    assert half.dtype == np.float32
+    assert half[:, 0].tolist() == [np.float32(np.float16(0.1)), 0]
+    assert exact.torch().shape == (2, 4)
+
+
+def test_views_of_a_service_are_answered_in_one_call() -> None:
+    parts = Parts()
+    parts.add(TEXT, "cat", 1.0)
+    parts.add(IMAGE, URL, 2.0)
+    columns = {"text": ["cat"], "image_url": [URL, "http://a.example/y.jpg"]}
+
+    async def ask(address: str) -> dict[str, list[int]]:
+        async with AsyncEmbArkClient(address) as client:
+            answers = await client.lookup_many([TEXT.view, IMAGE.view], columns)
+            return {view: answer.status.tolist() for view, answer in answers.items()}
+
+    services = Services(lambda: {"ctr": [IMAGE.view, TEXT.view]})
+    with served(parts.archive, services=services) as address, EmbArkClient(address) as client:
+        answers = client.lookup_many("ctr", columns)
+        by_name = asyncio.run(ask(address))
+        with pytest.raises(ViewUnknown, match="unknown feature service 'nope'; known are: ctr"):
+            client.lookup_many("nope", columns)
+        with pytest.raises(LookupRefused, match="tiny__v1 is read by text: there is no such column"):
+            client.lookup_many("ctr", {"image_url": [URL]})
+        with pytest.raises(LookupRefused, match="one of the two"):
+            client.lookup_many([], columns)
+    assert answers[IMAGE.view].vectors[:, 0].tolist() == [2, 0]
+    assert answers[TEXT.view].vectors[:, 0].tolist() == [1]
+    assert by_name == {view: answer.status.tolist() for view, answer in answers.items()}
+
+
+def test_a_stream_answers_more_keys_than_a_call_in_their_order() -> None:
+    parts = Parts()
+    keys = [f"k{i}" for i in range(1234)]
+    for i, key in enumerate(keys):
+        parts.add(TEXT, key, float(i))
+
+    async def ask(address: str) -> list[int]:
+        async with AsyncEmbArkClient(address) as client:
+            return [len(answer.status) async for answer in client.stream(TEXT.view, keys)]
+
+    with served(parts.archive, max_keys=600) as address, EmbArkClient(address) as client:
+        vectors = np.concatenate([answer.vectors for answer in client.stream(TEXT.view, keys)])
+        sizes = asyncio.run(ask(address))
+        with pytest.raises(LookupRefused, match="1234 keys, 600 are allowed"):
+            client.lookup(TEXT.view, keys)
+    assert vectors[:, 0].tolist() == list(range(1234))
+    assert sizes == [500, 500, 234]
+
+
+def test_what_is_announced_is_asked_for_with_its_publish_time() -> None:
+    parts = Parts()
+
+    async def ask(address: str) -> int:
+        async with AsyncEmbArkClient(address) as client:
+            return await client.announce(TEXT.view, ["fox"])
+
+    with served(parts.archive) as address, EmbArkClient(address) as client:
+        assert client.announce(TEXT.view, [" cat ", "dog", ""], [5, 6, 7], bulk=True) == 2
+        assert asyncio.run(ask(address)) == 1
+        with pytest.raises(LookupRefused, match="2 times for 1 keys"):
+            client.announce(TEXT.view, ["cat"], [1, 2])
+        with pytest.raises(LookupRefused, match="no more than 5 minutes ahead"):
+            client.announce(TEXT.view, ["cat"], [2**60])
+    assert parts.requests.requests == [(TEXT.view, "cat"), (TEXT.view, "dog"), (TEXT.view, "fox")]
+    assert parts.requests.times == [5, 6, None]
+
+
+def test_calls_go_to_several_addresses_in_turn_and_round_one_that_is_gone() -> None:
+    first, second = Parts(), Parts()
+    first.add(TEXT, "cat", 1.0)
+    second.add(TEXT, "cat", 2.0)
+    with served(first.archive) as one, served(second.archive) as other, EmbArkClient([one, other]) as client:
+        seen = {float(client.lookup(TEXT.view, ["cat"]).vectors[0, 0]) for _ in range(20)}
+        assert seen == {1.0, 2.0}
+    with served(first.archive) as one:
+        with served(second.archive) as other:
+            client = EmbArkClient([one, other])
+            client.lookup(TEXT.view, ["cat"])
+        with client:  # one of the two is gone
+            assert all(client.lookup(TEXT.view, ["cat"]).vectors[0, 0] == 1.0 for _ in range(20))
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [(FLOAT32, 4), (FLOAT16, 2)])
+def test_vectors_are_packed_and_unpacked(precision: int, bytes_each: int) -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    message = packed(vectors, precision)  # type: ignore[arg-type]
+    assert len(message.data) == 6 * bytes_each
+    assert np.array_equal(unpacked(message), vectors)
+
+
+def test_what_no_float16_holds_becomes_infinite() -> None:
+    assert np.isinf(unpacked(packed(np.full((1, 1), 1e6, dtype=np.float32), FLOAT16))).all()
+
+
+def test_services_are_read_again_after_a_while() -> None:
+    clock, known = Clock(), {"a": ["v"]}
+    services = Services(lambda: dict(known), refresh_seconds=2, clock=clock)
+    assert services.views("a") == ["v"]
+    known["b"] = ["w"]
+    with pytest.raises(UnknownService, match="known are: a"):
+        services.views("b")
+    clock.now += 2
+    assert services.views("b") == ["w"]
