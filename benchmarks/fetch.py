@@ -8,7 +8,7 @@ threads.
 The limit: Pillow's decoding and the same resize of bytes at hand. And ours without decoding: what the download costs.
 
 All in images per CPU-second of this process; the web server is another process and does not count. Ways interleaved.
-One minute, or a few seconds with --fast.
+Half a minute, or a few seconds with --fast.
 """
 
 import asyncio
@@ -173,7 +173,7 @@ def measured(base: str, count: int, rounds: int) -> Mapping[str, list[float]]:
 def main() -> None:
     given = options(__doc__)
     with serving() as base:
-        found = measured(base, 2 if given.fast else 10, 2 if given.fast else 9)
+        found = measured(base, 2 if given.fast else 6, 2 if given.fast else 7)
     medians = {name: float(np.median(rates)) for name, rates in found.items()}
     rows = [
         {

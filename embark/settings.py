@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from encoders.signing import HostSecret
 
 SETTINGS_FILE = "embark.toml"
+Root = Annotated[str, Field(pattern=r"^(file:///[^?#]*|s3://[^/?#]+(/[^?#]*)?)\z")]
+Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:[0-9]{1,5})?\z")]
 ADDRESS = r"^(.+:[0-9]{1,5})?\z"  # or nothing
 
 
@@ -47,11 +49,11 @@ class Settings(BaseSettings):
         "EmbArk-Retina/0.1", pattern=r"^[!-~]([ -~]*[!-~])?\z", description="what Retina says it is"
     )
     fetch_data_urls: bool = Field(False, description="whether URLs may carry their content (data:)")
-    fetch_roots: list[str] = Field(
+    fetch_roots: list[Root] = Field(
         [], description="folders and prefixes that Retina may read: file:///srv/pictures, s3://bucket/pictures"
     )
     fetch_s3_endpoint: str = Field("", description="URL of a server that speaks S3, in the place of Amazon's")
-    fetch_secrets: dict[str, HostSecret] = Field(
+    fetch_secrets: dict[Host, HostSecret] = Field(
         {}, repr=False, description="host → the header that it is to be shown; see docs/fetching.md"
     )
     allowed_modules: list[str] = Field(

@@ -31,9 +31,26 @@ def test_a_name_that_is_not_known_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("KAFKA_PORT", "0"), ("DEVICE", "tpu"), ("FETCH_NETWORKS", '["300.0.0.0/8"]'), ("KEYSPACE", "Robert'); DROP")],
+    [
+        ("KAFKA_PORT", "0"),
+        ("DEVICE", "tpu"),
+        ("FETCH_NETWORKS", '["300.0.0.0/8"]'),
+        ("KEYSPACE", "Robert'); DROP"),
+        ("FETCH_ROOTS", '["/srv/pictures"]'),
+        ("FETCH_USER_AGENT", "a\nb"),
+        ("FETCH_SECRETS", '{"https://a.example": {"secret": "s"}}'),
+    ],
 )
 def test_a_value_that_is_not_allowed_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"EMBARK_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_secrets_reach_child_processes_and_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBARK_FETCH_SECRETS", '{"a.example": {"secret": "very secret"}}')
+    settings = Settings()
+    assert settings.fetch_secrets["a.example"].secret == "very secret"  # noqa: S105
+    assert "very secret" not in repr(settings)
+    monkeypatch.setenv("EMBARK_FETCH_SECRETS", settings.as_environment()["EMBARK_FETCH_SECRETS"])
+    assert Settings() == settings

@@ -260,6 +260,31 @@ def test_one_host_is_not_asked_for_more_files_at_a_time_than_allowed() -> None:
     assert most == 3
 
 
+def test_a_slow_host_leaves_places_for_the_others() -> None:
+    with serving({"/slow": web.silent, "/a": b"picture"}) as site:
+
+        async def beside_a_slow_host(fetcher: Fetcher) -> None:
+            slow = [asyncio.create_task(fetcher.fetch(site.url(f"/slow?{n}"))) for n in range(20)]
+            async with asyncio.timeout(20):
+                while len(site.seen) < 2:
+                    await asyncio.sleep(0.01)
+                for n in range(5):  # all places but those of the slow host, again and again
+                    assert await fetcher.fetch(f"http://other.example:{site.port}/a?{n}") == b"picture"
+            assert len([path for path, _ in site.seen if path.startswith("/slow")]) == 2
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+
+        names = Names(other_example=[["127.0.0.1"]])
+        run_with_fetcher(beside_a_slow_host, concurrency=3, per_host=2, seconds=60.0, resolve=names)
+
+
+def test_a_trickle_gives_up_its_place_before_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoders.fetch.TRICKLE_SECONDS", 0.2)
+    with serving({"/a": web.slow_drops}) as site, pytest.raises(Timeout, match="bytes came in"):
+        fetch(site.url("/a"), seconds=120.0)
+
+
 def test_downloads_that_were_cancelled_or_failed_leave_nothing_behind() -> None:
     with serving({"/slow": web.silent, "/endless": web.endless, "/a": b"picture"}) as site:
 

@@ -123,7 +123,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
         decode(content)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("twentieth", range(0, 20, 3))
 def test_a_file_that_ends_early_is_refused(kind: str, twentieth: int) -> None:
     content = file_of(CAT.resize((160, 120)), kind)
@@ -166,6 +166,50 @@ def test_a_damaged_file_gives_a_picture_or_a_decode_error(kind: str, changes: li
         return
     assert decoded.mode == "RGB"
     assert decoded.tobytes()
+
+
+@pytest.mark.parametrize(("side", "factor"), [(16, 8), (24, 4), (32, 4), (40, 2), (64, 2), (65, 1), (None, 1)])
+def test_a_jpeg_is_decoded_smaller_where_twice_of_what_is_asked_for_is_left(side: int | None, factor: int) -> None:
+    content = file_of(CAT.resize((352, 256)))
+    assert decode(content, side).size == (352 // factor, 256 // factor)
+    assert decode(file_of(CAT.resize((353, 256))), side).size == (353, 256)  # no factor divides it
+    assert decode(file_of(CAT.resize((352, 256)), "PNG"), side).size == (352, 256)
+
+
+@pytest.mark.parametrize("target", [28, 56])
+def test_a_resize_sees_in_a_reduced_jpeg_what_it_sees_in_the_whole(target: int) -> None:
+    for name, picture in photographs().items():
+        picture = picture.resize((picture.width // 8 * 8, picture.height // 8 * 8))
+        content = file_of(picture, quality=90)
+        reduced, full = decode(content, target), decode(content)
+        assert reduced.width < full.width, name
+        size = (target * full.width // full.height, target)
+        seen = [each.resize(size, Image.Resampling.BILINEAR) for each in (reduced, full)]
+        assert difference(*seen) < 1.0, name  # of 255: the tolerance that `decode` states
+
+
+def test_an_upright_picture_may_be_reduced_too() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert decode(file_of(CAT.resize((352, 256)), exif=exif), 64).size == (128, 176)
+    cmyk = file_of(CAT.resize((352, 256)).convert("CMYK"), quality=95)
+    assert difference(decode(cmyk, 64), CAT.resize((176, 128))) < 8
+
+
+def test_large_pictures_are_converted_in_strips_without_seams() -> None:
+    width, height = 3000, 1100  # three strips
+    grey = np.add.outer(np.arange(height) * 59, np.arange(width)).astype(np.uint16)
+    decoded = np.asarray(decode(file_of(Image.fromarray(grey), "PNG", compress_level=1)))
+    np.testing.assert_array_equal(decoded[:, :, 0], (grey.astype(np.int64) + 128) // 257)
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_makes_is_refused() -> None:
+    content = file_of(CAT.resize((64, 48)), progressive=True)
+    last, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    scans = content.count(b"\xff\xda")
+    assert decode(content[:end] + content[last:end] * (64 - scans) + b"\xff\xd9").size == (64, 48)
+    with pytest.raises(DecodeError, match="65 scans, 64 are allowed"):
+        decode(content[:end] + content[last:end] * (65 - scans) + b"\xff\xd9")
 
 
 def test_decoding_leaves_the_file_alone() -> None:
