@@ -10,6 +10,7 @@ from feast.data_source import DataSource
 from numpy.typing import NDArray
 
 from feature_repo.offline.columns import Columns
+from feature_repo.offline.deletions import not_deleted
 from feature_repo.offline.gather import key_codes
 from feature_repo.offline.history import PartsHistory
 from feature_repo.offline.parts import TIE, folder_of, read_schema
@@ -89,7 +90,10 @@ def _pull(
                 None if rows.tie is None else rows.tie[at],
             )
         )
-        return history.values(at[chosen], list(dict.fromkeys([*join_keys, *features, *times])))
+        wanted = at[chosen]
+        if tie and choose is last_rows:
+            wanted = not_deleted(schema, index[tie], wanted)
+        return history.values(wanted, list(dict.fromkeys([*join_keys, *features, *times])))
 
     return HistoricalJob(read, config)
 

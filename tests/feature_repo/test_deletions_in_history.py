@@ -112,6 +112,21 @@ def test_every_id_that_was_served_is_still_there(store: FeatureStore) -> None:
     assert sorted(rows["text"][rows["embedding_id"].isna()]) == ["back", "gone"]
 
 
+def test_a_removed_key_is_not_materialized(store: FeatureStore) -> None:
+    job = store._get_provider().offline_store.pull_latest_from_table_or_query(
+        store.config,
+        view_of(store).batch_source,
+        ["text"],
+        ["embedding", "embedding_id"],
+        "event_timestamp",
+        "created_timestamp",
+        minutes(-5).to_pydatetime(),
+        minutes(60).to_pydatetime(),
+    )
+    rows = job.to_df()
+    assert dict(zip(rows["text"], rows["embedding_id"], strict=True)) == {"kept": 1, "back": 4}
+
+
 def test_stock_feast_reads_a_removal_as_nulls(store: FeatureStore, tmp_path: Path) -> None:
     assert read(open_store(tmp_path, STOCK), 25) == [1, None, 4]
 
