@@ -5,19 +5,15 @@ from dataclasses import dataclass
 from random import Random
 
 from encoders.client import Outcome
+from encoders.keys import MAX_KEY_BYTES
 from encoders.spec import EncoderSpec
 from materializer.messages import EmbedRequest, Priority
 
-TEXT = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=32, network="text_lstm", weights="seeded:0")
-IMAGE = EncoderSpec(
-    name="mobilenet_v3_small",
-    version="v1",
-    modality="image",
-    dim=32,
-    network="torchvision:mobilenet_v3_small",
-    weights="seeded:0",
+OLD, NEW = (
+    EncoderSpec(name="text_lstm", version=version, modality="text", dim=dim, network="text_lstm", weights="seeded:0")
+    for version, dim in (("v1", 32), ("v2", 48))
 )
-SPECS = {spec.view: spec for spec in (TEXT, IMAGE)}
+SPECS = {spec.view: spec for spec in (OLD, NEW)}
 EVENT = 1_767_268_800_000_000  # µs since 1970; event times count up from here
 BULK = 0.3  # share of requests that a backfill makes
 REPEATED = 0.01  # share of requests that are sent twice, as a producer does that got no acknowledgement
@@ -63,10 +59,9 @@ def plan(random: Random, count: int, waves: int) -> Plan:
 
 def _good(random: Random, number: int) -> EmbedRequest:
     kind = "slow" if random.random() < 0.01 else "fine"
-    text = random.random() < 0.5
     return EmbedRequest(
-        view=(TEXT if text else IMAGE).view,
-        key=f"{kind} title {number}" if text else f"https://shop.example/{kind}/{number}.jpg",
+        view=random.choice((OLD, NEW)).view,
+        key=f"{kind} title {number}",
         requested_at=EVENT + number,
         priority="bulk" if random.random() < BULK else "live",
     )
@@ -80,10 +75,10 @@ def _wave(random: Random, wave: int, good: Sequence[EmbedRequest]) -> list[Messa
         garbage = random.randbytes(random.randint(1, 200)) + b"\xff"
         messages.append(Message(_priority(random), random.randbytes(4), garbage, "MalformedMessage"))
         unknown = EmbedRequest(view="never__v1", key=f"unknown {name}", requested_at=EVENT)
-        refused = EmbedRequest(view=IMAGE.view, key=f"ftp://shop.example/{name}.jpg", requested_at=EVENT)
+        refused = EmbedRequest(view=OLD.view, key=f"refused {name} " + "x" * MAX_KEY_BYTES, requested_at=EVENT)
         messages += [_message(unknown, "UnknownView"), _message(refused, "KeyRefused")]
-        for view, key in ((TEXT.view, f"gone {name}"), (IMAGE.view, f"https://shop.example/gone/{name}.jpg")):
-            request = EmbedRequest(view=view, key=key, requested_at=EVENT, priority=_priority(random))
+        for spec in (OLD, NEW):
+            request = EmbedRequest(view=spec.view, key=f"gone {name}", requested_at=EVENT, priority=_priority(random))
             messages.append(_message(request, GONE.reason))
     random.shuffle(messages)
     return messages
