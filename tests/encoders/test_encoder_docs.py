@@ -1,5 +1,6 @@
 """What `docs/encoders.md` shows can be done."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ DECLARATIONS, MODULE = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 
 def test_the_declarations_are_allowed_and_every_family_is_told_of() -> None:
-    declared: list[EncoderSpec] = [eval(line) for line in DECLARATIONS.strip().splitlines()]  # noqa: S307
+    declared: list[EncoderSpec] = [eval(ast.unparse(each)) for each in ast.parse(DECLARATIONS).body]  # noqa: S307
     assert {spec.family for spec in declared} == {"timm", "sentence-transformers", "checkpoint", "python"}
     for _, form in FAMILIES.values():
         assert f"`{form}" in DOCS.replace("[.<tag>]", ""), form
