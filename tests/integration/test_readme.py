@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 DEMO, PYTEST, *STEPS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-ADD_ENCODER, CLIENT, FEAST = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ADD_ENCODER, CLIENT, FEAST, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 READY_SECONDS = 90.0
 
 
@@ -147,7 +147,7 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
 
         # from Python
         address = environment["EMBARK_EMBARK_ADDRESS"]
-        for example in (CLIENT.replace("127.0.0.1:50051", address), FEAST):
+        for example in (CLIENT.replace("127.0.0.1:50051", address), FEAST + TRAINING):
             code = ["-W", "error::UserWarning", "-c", example]
             done = subprocess.run(
                 [sys.executable, *code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False

@@ -66,6 +66,7 @@ class Archived:
 
     @classmethod
     def at(cls, folder: Path, specs: Sequence[EncoderSpec] = (IMAGE, TEXT)) -> "Archived":
+        folder.mkdir(exist_ok=True)
         store = open_store(folder)
         entities = {
             s.modality: Entity(name=s.modality, join_keys=[s.join_key], value_type=ValueType.STRING) for s in specs
