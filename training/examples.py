@@ -196,9 +196,9 @@ def _cells(
     impressions: Impressions, parts: Mapping[str, Inputs], item: NDArray[np.int64], context: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The number of each impression's cell, (M,), from 0 in the order in which they first come."""
-    columns: list[NDArray[np.int64]] = [*(part.row_N for part in parts.values()), *item.T, *context.T]
+    columns = dict(enumerate([*(part.row_N for part in parts.values()), *item.T, *context.T]))
+    frame = pd.DataFrame(columns, index=range(len(impressions)))
     if "item_id" in impressions.table.column_names:
-        columns.append(pd.factorize(impressions.table["item_id"].to_pandas())[0].astype(np.int64))
-    frame = pd.DataFrame(dict(enumerate(columns)), index=range(len(impressions)))
-    cells: NDArray[np.int64] = np.asarray(frame.groupby(list(frame.columns), sort=False).ngroup(), np.int64)
-    return cells
+        frame["item_id"] = pd.factorize(impressions.table["item_id"].to_pandas())[0]
+    cells = frame.groupby(list(frame.columns), sort=False).ngroup()
+    return np.asarray(cells, dtype=np.int64)
