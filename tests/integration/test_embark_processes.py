@@ -130,9 +130,7 @@ def test_feasts_feature_server_answers_defaults_to_those_with_a_token_or_none(
 
     def ask(path: str, body: object = None) -> dict[str, object]:
         data = json.dumps(body).encode() if body is not None else None
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text else {}
