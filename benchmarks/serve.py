@@ -67,7 +67,7 @@ def child(command: Sequence[str], log: Path, ready: Callable[[], bool], environm
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            until = time.monotonic() + 180
+            until = time.monotonic() + 300
             while not ready():
                 if process.poll() is not None or time.monotonic() > until:
                     raise WrongAnswer(f"{command} did not start: {log.read_text()[-2000:]}")
@@ -310,7 +310,7 @@ def loaded(cold: str, hot: str, items: Embedded, given: argparse.Namespace) -> l
 
 def main() -> None:
     given = options(__doc__)
-    sizes, rounds = ((500,), 5) if given.fast else (SIZES, 40)
+    sizes, rounds = ((500,), 5) if given.fast else (SIZES, 30)
     items = Embedded.seeded("item", ROWS, DIM)
     rows: list[dict[str, Any]] = []
     claims: dict[str, bool] = {}

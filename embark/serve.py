@@ -20,6 +20,7 @@ from feature_repo.views import request_topic
 from materializer.announcements import Announcements
 from materializer.messages import Topics
 from materializer.process import create_topics, open_announcement_reader
+from serving.allocation import keep_freed_memory
 from serving.archive import EmbeddingArchive
 from serving.callers import Anybody, Callers, TokenFile
 from serving.freshness import Freshness
@@ -93,6 +94,7 @@ def _run_several(settings: Settings) -> None:
 
 
 def _run_one(settings: Settings, process: int | None) -> None:
+    keep_freed_memory()
     store = open_store(settings.repo)
     rows = FeastOnlineRows(store)
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)

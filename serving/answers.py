@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.embark_pb2 import FLOAT16, FLOAT32, LookupReply
-from serving.packing import unpacked
+from serving.packing import parsed, unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +72,20 @@ class Answer:
         return torch.from_numpy(self.vectors.copy())  # a tensor of read-only memory would be written to all the same
 
     @classmethod
-    def of(cls, reply: LookupReply) -> "Answer":
+    def of(cls, reply: bytes) -> "Answer":
+        """The answer in a serialized `LookupReply`."""
+        vectors, others = parsed(reply)
+        return cls._made(vectors, others)
+
+    @classmethod
+    def of_message(cls, reply: LookupReply) -> "Answer":
         """The answer in a message."""
+        return cls._made(unpacked(reply.vectors), reply)
+
+    @classmethod
+    def _made(cls, vectors: NDArray[np.float32], reply: LookupReply) -> "Answer":
         return cls(
-            vectors=unpacked(reply.vectors),
+            vectors=vectors,
             status=np.frombuffer(reply.status, dtype=np.uint8),
             embedding_id=np.array(reply.embedding_id, dtype=np.int64),
             event_time=np.array(reply.event_time, dtype=np.int64),

@@ -89,7 +89,7 @@ class Processes:
             if code is not None:
                 del self._children[index]
                 self.restarts += 1
-                short = now < started_at + LIVED_SECONDS
+                short = code != 0 and now < started_at + LIVED_SECONDS  # 0: somebody asked it to end
                 self._failed_starts = self._failed_starts + 1 if short else 0
                 self._not_before[index] = now + (BACK_OFF_SECONDS if short else 0.0)
                 logger.warning("process %d (pid %d) ended with %d: it is started again", index, child.pid, code)

@@ -9,7 +9,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.embark_pb2 import DESCRIPTOR
-from serving.embark_pb2_grpc import add_EmbArkServicer_to_server
 from serving.limits import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 from serving.load import MAX_CALLS
 from serving.service import EmbArkService
@@ -65,7 +64,7 @@ class EmbArkServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        add_EmbArkServicer_to_server(service, self._server)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAMES[0], service.handlers()),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflected:

@@ -13,18 +13,14 @@ from serving.callers import Anybody, Caller, Callers
 from serving.embark_pb2 import (
     AnnounceReply,
     AnnounceRequest,
-    LookupManyReply,
     LookupManyRequest,
-    LookupReply,
     LookupRequest,
     Precision,
-    ViewReply,
 )
-from serving.embark_pb2_grpc import EmbArkServicer
 from serving.limits import MAX_KEYS, MAX_STREAM_KEYS, MAX_VIEWS, STREAMED_AT_ONCE
 from serving.load import Gate, budget
 from serving.metrics import Metrics
-from serving.packing import reply_of
+from serving.packing import many_bytes, reply_bytes
 from serving.refusals import BadArgument, Refused, TooLate, TooManyKeys
 from serving.services import Services, UnknownService
 
@@ -34,8 +30,8 @@ MOST_AHEAD_SECONDS = 300.0  # decision 3 of the design: what is further ahead is
 STALL_SECONDS = 30.0  # for which a reader of a stream may take nothing
 
 
-class EmbArkService(EmbArkServicer):  # type: ignore[misc]
-    """`embark.proto` on grpc.aio, over any archive.
+class EmbArkService:
+    """`embark.proto` on grpc.aio, over any archive. Look-ups are answered with serialized replies: see `handlers`.
 
     Args:
         archive: answers.
@@ -63,21 +59,32 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
         self._services = services or Services()
         self._metrics = metrics
 
-    async def Lookup(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> LookupReply:
-        """See `embark.proto`."""
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        """The methods by name, as a server registers them; replies are serialized already (`serving.packing`)."""
+        return {
+            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, LookupRequest.FromString),
+            "LookupMany": grpc.unary_unary_rpc_method_handler(self.LookupMany, LookupManyRequest.FromString),
+            "LookupStream": grpc.unary_stream_rpc_method_handler(self.LookupStream, LookupRequest.FromString),
+            "Announce": grpc.unary_unary_rpc_method_handler(
+                self.Announce, AnnounceRequest.FromString, AnnounceReply.SerializeToString
+            ),
+        }
 
-        async def answer(caller: Caller) -> LookupReply:
+    async def Lookup(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> bytes:
+        """See `embark.proto`; answers a serialized `LookupReply`."""
+
+        async def answer(caller: Caller) -> bytes:
             caller.check(request.view, len(request.keys), self._max_keys)
             caller.spend(len(request.keys))
             return await self._reply(request.view, request.keys, request.precision, context)
 
-        reply: LookupReply = await self._guarded("Lookup", context, answer)
+        reply: bytes = await self._guarded("Lookup", context, answer)
         return reply
 
-    async def LookupMany(self, request: LookupManyRequest, context: grpc.aio.ServicerContext) -> LookupManyReply:
-        """See `embark.proto`."""
+    async def LookupMany(self, request: LookupManyRequest, context: grpc.aio.ServicerContext) -> bytes:
+        """See `embark.proto`; answers a serialized `LookupManyReply`."""
 
-        async def answer(caller: Caller) -> LookupManyReply:
+        async def answer(caller: Caller) -> bytes:
             asked = await self._asked(request)
             if sum(len(keys) for _, keys in asked) > self._max_keys:
                 raise TooManyKeys(
@@ -89,16 +96,12 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
             replies = await asyncio.gather(
                 *(self._reply(view, keys, request.precision, context) for view, keys in asked)
             )
-            return LookupManyReply(
-                views=[ViewReply(view=view, reply=reply) for (view, _), reply in zip(asked, replies, strict=True)]
-            )
+            return many_bytes((view, reply) for (view, _), reply in zip(asked, replies, strict=True))
 
-        reply: LookupManyReply = await self._guarded("LookupMany", context, answer)
+        reply: bytes = await self._guarded("LookupMany", context, answer)
         return reply
 
-    async def LookupStream(
-        self, request: LookupRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[LookupReply]:
+    async def LookupStream(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """See `embark.proto`. The next reply is made when the one before has been taken: a slow reader costs one."""
 
         async def answer(caller: Caller) -> None:
@@ -169,12 +172,12 @@ class EmbArkService(EmbArkServicer):  # type: ignore[misc]
         precision: Precision,
         context: grpc.aio.ServicerContext,
         first: int = 0,
-    ) -> LookupReply:
+    ) -> bytes:
         spec = self._archive.spec(view)
         answer = await self._archive.answer(view, keys, budget(context.time_remaining()))
         if self._metrics is not None:
             self._metrics.answered(view, answer.status)
-        return reply_of(answer, spec.pinned, precision, first)
+        return reply_bytes(answer, spec.pinned, precision, first)
 
     async def _guarded(
         self, method: str, context: grpc.aio.ServicerContext, answer: Callable[[Caller], Awaitable[T]]

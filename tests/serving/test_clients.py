@@ -3,9 +3,10 @@ import asyncio
 import numpy as np
 import pytest
 
+from feature_repo.embeddings import Embeddings
 from serving.client import AsyncEmbArkClient, EmbArkClient, LookupRefused, ViewUnknown
-from serving.embark_pb2 import FLOAT16, FLOAT32
-from serving.packing import packed, unpacked
+from serving.embark_pb2 import FLOAT16, FLOAT32, LookupManyReply, LookupReply, Precision
+from serving.packing import many_bytes, parsed, reply_bytes, unpacked
 from serving.services import Services, UnknownService
 from tests.serving.fakes import IMAGE, TEXT, Clock, Parts, served
 
@@ -107,16 +108,41 @@ def test_calls_go_to_several_addresses_in_turn_and_round_one_that_is_gone() -> N
             assert all(client.lookup(TEXT.view, ["cat"]).vectors[0, 0] == 1.0 for _ in range(20))
 
 
-@pytest.mark.parametrize(("precision", "bytes_each"), [(FLOAT32, 4), (FLOAT16, 2)])
-def test_vectors_are_packed_and_unpacked(precision: int, bytes_each: int) -> None:
-    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
-    message = packed(vectors, precision)  # type: ignore[arg-type]
-    assert len(message.data) == 6 * bytes_each
-    assert np.array_equal(unpacked(message), vectors)
+def answer_of(vectors: np.ndarray) -> Embeddings:
+    """An answer with these vectors, every second key FAILED."""
+    count = len(vectors)
+    return Embeddings(
+        vectors=vectors,
+        status=np.arange(count, dtype=np.uint8) % 2 + 2,
+        embedding_id=np.arange(count, dtype=np.int64) + 2**62,
+        event_time=np.arange(count, dtype=np.int64) * 3,
+        failures={i: f"why {i}" for i in range(1, count, 2)},
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+@pytest.mark.parametrize("precision", [FLOAT32, FLOAT16])
+def test_replies_are_what_protobuf_would_write(count: int, precision: Precision) -> None:
+    answer = answer_of(np.arange(count * 3, dtype=np.float32).reshape(count, 3))
+    sent = reply_bytes(answer, "seeded:0", precision, first=9)
+    message = LookupReply.FromString(sent)
+    assert len(message.vectors.data) == count * 3 * (2 if precision == FLOAT16 else 4)
+    assert np.array_equal(unpacked(message.vectors), answer.vectors)
+    assert list(message.embedding_id) == answer.embedding_id.tolist()
+    assert list(message.event_time) == answer.event_time.tolist()
+    assert (message.status, message.first, message.weights) == (answer.status.tobytes(), 9, "seeded:0")
+    for reply in (sent, message.SerializeToString(), LookupReply(weights="x").SerializeToString() + sent):
+        vectors, others = parsed(reply)
+        assert np.array_equal(vectors, answer.vectors)
+        assert list(others.embedding_id) == answer.embedding_id.tolist()
+        assert dict(others.failures) == answer.failures
+    (view,) = LookupManyReply.FromString(many_bytes([("a", sent)])).views
+    assert (view.view, view.reply) == ("a", message)
 
 
 def test_what_no_float16_holds_becomes_infinite() -> None:
-    assert np.isinf(unpacked(packed(np.full((1, 1), 1e6, dtype=np.float32), FLOAT16))).all()
+    sent = reply_bytes(answer_of(np.full((1, 1), 1e6, dtype=np.float32)), "", FLOAT16)
+    assert np.isinf(parsed(sent)[0]).all()
 
 
 def test_services_are_read_again_after_a_while() -> None:
