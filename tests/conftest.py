@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+import feature_repo  # noqa: F401 - before Feast, which tests import in any order
+
 # A busy machine is no failure: nothing here is timed.
 settings.register_profile("untimed", deadline=None, print_blob=True)
 settings.load_profile("untimed")

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,23 @@ def test_what_a_worker_waits_for_is_told_while_it_waits(
     first, last = caplog.messages
     assert first.startswith(f"{cause}: 1 requests wait 0.5 s, then try 2: ")
     assert last == f"{cause}: at try 2 the outage is over, 1 requests go on"
+
+
+def test_metrics_of_one_name_in_two_registries_are_two() -> None:
+    # Feast's import has Prometheus keep values in files by name, unless that was imported before.
+    code = (
+        "import materializer.metrics, feast.metrics; from prometheus_client import CollectorRegistry as Registry\n"
+        "one, other = Registry(), Registry()\n"
+        "materializer.metrics.WorkerMetrics(one).gave_up('NotFound')\n"
+        "materializer.metrics.WorkerMetrics(other).gave_up('NotFound')\n"
+        "print(other.get_sample_value('kfc_dead_letters_total', {'reason': 'NotFound'}))"
+    )
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")
+    }  # Feast's, of here
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
+    assert done.stdout == "1.0\n"
 
 
 def test_a_worker_that_is_handed_no_metrics_leaves_none_anywhere() -> None:
