@@ -164,8 +164,6 @@ def impression_batches(
         FileNotFoundError: there is no such file.
         ImpressionsError: it is no parquet; or as `read_impressions`.
     """
-    if _is_csv(Path(source)):
-        raise ImpressionsError(f"{source} is CSV, which is read as a whole: batches want parquet")
     dataset = _dataset(Path(source))
     ours = {theirs: name for name, theirs in (columns or {}).items()}
     names = [name for name in dataset.schema.names if only is None or ours.get(name, name) in only]
@@ -182,7 +180,11 @@ def impression_batches(
 
 
 def count_impressions(source: Path | str) -> int:
-    """How many there are in a parquet file or a folder of them, from their footers alone."""
+    """How many there are in a parquet file or a folder of them, from their footers alone.
+
+    Raises:
+        FileNotFoundError, ImpressionsError: as `impression_batches`.
+    """
     rows: int = _dataset(Path(source)).count_rows()
     return rows
 
@@ -190,7 +192,12 @@ def count_impressions(source: Path | str) -> int:
 def _dataset(path: Path) -> ds.Dataset:
     if not path.exists():
         raise FileNotFoundError(f"no click log at {path}")
-    return ds.dataset(path, format="parquet")
+    if _is_csv(path):
+        raise ImpressionsError(f"{path} is CSV, which only `read_impressions` reads, as a whole: batches want parquet")
+    try:
+        return ds.dataset(path, format="parquet")
+    except pa.ArrowInvalid as error:
+        raise ImpressionsError(f"{path} is no click log in parquet: {error}") from error
 
 
 def _is_csv(path: Path) -> bool:

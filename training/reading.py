@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from encoders.spec import EncoderSpec
 from feature_repo.offline.canonical import canonical_keys
 from feature_repo.offline.columns import Columns
+from feature_repo.offline.history import read_whole
 from feature_repo.offline.retrieval import open_history
 from feature_repo.views import EMBEDDING_ID
 from training.impressions import ID_SUFFIX, TIME, Impressions, ImpressionsError
@@ -65,8 +66,12 @@ class FirstEvents:
         """Reads keys and times of the history, no vectors."""
         columns = Columns.of(view.batch_source)
         key = columns.named(view.entity_columns[0].name)
-        history, _ = open_history(store.config, view, None, None)
-        first = history.index([key], [columns.event]).group_by(key).aggregate([(columns.event, "min")])
+
+        def read() -> pa.Table:
+            history, _ = open_history(store.config, view, None, None)
+            return history.index([key], [columns.event])
+
+        first = read_whole(read).group_by(key).aggregate([(columns.event, "min")])
         return cls(first[key].combine_chunks(), first[f"{columns.event}_min"].combine_chunks())
 
     def fill(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from feature_repo.offline.gather import matrix
 from feature_repo.offline.history import History as Parts
+from feature_repo.offline.history import read_whole
 from feature_repo.offline.retrieval import open_history
 from feature_repo.views import EMBEDDING, EMBEDDING_ID
 
@@ -58,8 +59,14 @@ def gather(
     Raises:
         UnknownIds: history lacks some of them.
         ValueError: a vector of the history has another length than the view's.
-        FileNotFoundError: a compaction removed what was being read.
+        FileNotFoundError: compactions removed what was being read, again and again.
     """
+    return read_whole(lambda: _gathered(store, view, ids, oov, place))
+
+
+def _gathered(
+    store: FeatureStore, view: FeatureView, ids: NDArray[np.int64], oov: NDArray[np.float32], place: MatrixPlace
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     history, _ = open_history(store.config, view, None, None)
     at = _positions(history, view.name, ids)  # (V,)
     order = np.argsort(at)

@@ -3,12 +3,12 @@
 A row's position is its place in the parts in order of their names: it moves through joins in the place of a vector.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,25 @@ from feature_repo.offline.folder import Folder
 from feature_repo.offline.gather import take
 from feature_repo.offline.parts import current, within
 
+T = TypeVar("T")
+
+ATTEMPTS = 3  # at a read of all: a part that went away while it was read was compacted
 READERS = 4  # parts read at once: enough to hide the latency of an object store
 FRAGMENT = "__fragment_index"  # pyarrow's name for the number of a row's file
+
+
+def read_whole(read: Callable[[], T]) -> T:
+    """What `read` answers; it is asked again where a part went away under it, whose rows are in a compacted one.
+
+    Raises:
+        FileNotFoundError: that happened three times.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
 
 
 class History(Protocol):

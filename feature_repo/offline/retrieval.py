@@ -25,11 +25,9 @@ from feature_repo.offline.canonical import canonical_keys
 from feature_repo.offline.columns import TIME, Columns
 from feature_repo.offline.deletions import without_deletions
 from feature_repo.offline.gather import key_codes, take
-from feature_repo.offline.history import History, PartsHistory, TableHistory
+from feature_repo.offline.history import History, PartsHistory, TableHistory, read_whole
 from feature_repo.offline.parts import TIE, folder_of, history_schema, is_history
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
-
-ATTEMPTS = 3  # a part that went away while it was read was compacted: its rows are in another one
 
 
 class HistoricalJob(RetrievalJob):  # type: ignore[misc]
@@ -56,13 +54,7 @@ class HistoricalJob(RetrievalJob):  # type: ignore[misc]
         self._metadata = metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        for attempt in range(ATTEMPTS):
-            try:
-                table = self._read()
-                break
-            except FileNotFoundError:
-                if attempt == ATTEMPTS - 1:
-                    raise
+        table = read_whole(self._read)
         in_engine = [view for view in self._on_demand if view.mode == "substrait"]
         if not in_engine:
             return table

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.offline.compaction import compact
+from feature_repo.offline.history import read_whole
 from feature_repo.offline.point_in_time import NEVER, NOTHING, Rows, rows_at
 from tests.feature_repo.history import STOCK, Row, apply, at, entity_rows, item_view, open_store, push, standing
 
@@ -380,3 +381,18 @@ def test_vectors_come_out_as_one_matrix() -> None:
     assert taken.to_pylist() == [[9.0, 10.0, 11.0], None, [3.0, 4.0, 5.0], [3.0, 4.0, 5.0]]
     assert matrix(pa.chunked_array([pa.array([[1.0], [1.0, 2.0]])])) is None
     assert matrix(pa.chunked_array([pa.array([[1.0], None])])) is None
+
+
+def test_a_read_is_repeated_where_parts_go_away_under_it_and_gives_up_in_the_end() -> None:
+    tries: list[int] = []
+
+    def read(failing: int) -> int:
+        tries.append(failing)
+        if len(tries) <= failing:
+            raise FileNotFoundError(f"part {len(tries)} is compacted")
+        return len(tries)
+
+    assert read_whole(lambda: read(2)) == 3
+    tries.clear()
+    with pytest.raises(FileNotFoundError, match="part 3 is compacted"):
+        read_whole(lambda: read(9))

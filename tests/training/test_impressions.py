@@ -115,5 +115,15 @@ def test_a_log_is_read_in_batches_across_files_and_row_groups(tmp_path: Path) ->
     assert count_impressions(tmp_path) == 15
     with pytest.raises(FileNotFoundError, match="no click log"):
         count_impressions(tmp_path / "none.parquet")
+    (tmp_path / "log.csv").write_text("text,event_timestamp\n")
     with pytest.raises(ImpressionsError, match="batches want parquet"):
         next(impression_batches(tmp_path / "log.csv"))
+    (tmp_path / "log.txt").write_text("no table")
+    with pytest.raises(ImpressionsError, match="no click log in parquet"):
+        count_impressions(tmp_path / "log.txt")
+
+
+def test_only_the_columns_that_are_wanted_are_read_in_batches(tmp_path: Path) -> None:
+    frame().rename(columns={"text": "title"}).to_parquet(tmp_path / "log.parquet")
+    (batch,) = impression_batches(tmp_path / "log.parquet", {"text": "title"}, only={"text", "event_timestamp"})
+    assert batch.table.column_names == ["event_timestamp", "text"]
