@@ -134,7 +134,7 @@ def lookups(count: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     given = options(__doc__)
-    items, days, asks = (20_000, 3, 60_000) if given.fast else (200_000, 10, 400_000)
+    items, days, asks = (20_000, 3, 60_000) if given.fast else (100_000, 6, 150_000)
     rows: list[dict[str, object]] = []
     claims: dict[str, bool] = {}
     for scans in (False, True):
@@ -146,7 +146,7 @@ def main() -> None:
         rows.append({"what": what, "way": "LRU", "hit_rate": round(theirs, 4), "us": None, "times_limit": None})
         claims[f"{what}: S3-FIFO {ours:.3f} against LRU {theirs:.3f}"] = ours >= theirs + (POINTS if scans else 0)
     for count in (1, 100, 500):
-        found = lookups(count, 50 if given.fast else 400)
+        found = lookups(count, 50 if given.fast else 300)
         limit = found["limit: numpy copies the rows"]
         for way, taken in found.items():
             rows.append(

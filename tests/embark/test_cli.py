@@ -4,10 +4,12 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from embark.cli import cli
@@ -56,6 +58,19 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
 def test_a_look_up_without_a_server_says_how_to_start_it(tmp_path: Path) -> None:
     done = embark(tmp_path, "lookup", "text_lstm__v1", "a")
     assert_one_line(done, "EmbArk does not answer at 127.0.0.1:", "embark serve")
+
+
+def test_a_public_address_without_tls_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    done = embark(tmp_path, "serve", "--listen", "0.0.0.0:0", "--processes", "2")
+    assert_one_line(done, "0.0.0.0:0 can be reached from other machines", "EMBARK_TLS_CERTIFICATE", "EMBARK_PLAINTEXT")
+
+
+def test_a_token_is_printed_beside_the_table_that_names_its_hash() -> None:
+    done = CliRunner().invoke(cli, ["token", "ranker", "--view", "text_lstm__v1", "--max-keys", "9"])
+    table = tomllib.loads(done.stdout)["callers"]["ranker"]
+    assert (table["views"], table["max_keys"], table["announce"]) == (["text_lstm__v1"], 9, False)
+    assert len(table["token_sha256"]) == 64
+    assert CliRunner().invoke(cli, ["token", "no name"]).exit_code == 2
 
 
 def test_applying_without_servers_says_how_to_start_them(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ KEYS = [f"title {i}" for i in range(50)]
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
@@ -61,9 +61,8 @@ def settings(feature_repo_dir: Path, tmp_path: Path) -> Settings:
     )
 
 
-def test_a_rolling_restart_under_load_fails_no_call_and_a_killed_process_comes_back(
-    settings: Settings, tmp_path: Path
-) -> None:
+@pytest.mark.timeout(600)
+def test_a_restart_under_load_fails_no_call_and_a_killed_process_comes_back(settings: Settings, tmp_path: Path) -> None:
     failed: list[str] = []
     answered: list[int] = []
     stop = threading.Event()
@@ -94,16 +93,15 @@ def test_a_rolling_restart_under_load_fails_no_call_and_a_killed_process_comes_b
         def listening() -> int:
             return log.read_text().count("EmbArk listens on port")
 
-        parent.wait_until(lambda: listening() == 2 and answers(), 120)
+        parent.wait_until(lambda: listening() == 2 and answers(), 200)
         clients = [threading.Thread(target=ask) for _ in range(3)]
         for client in clients:
             client.start()
         try:
             until(lambda: len(answered) > 20, "nothing is answered")
-            before = children()
-            for number, pid in enumerate(before):
-                os.kill(pid, signal.SIGTERM)
-                until(lambda number=number: listening() == 3 + number, "it is not started again")  # type: ignore[misc]
+            ended, killed = children()
+            os.kill(ended, signal.SIGTERM)
+            until(lambda: listening() == 3, "a process that ended is not started again")
             seen = len(answered)
             until(lambda: len(answered) > seen + 20, "nothing is answered any more")
         finally:
@@ -112,10 +110,9 @@ def test_a_rolling_restart_under_load_fails_no_call_and_a_killed_process_comes_b
                 client.join()
         assert failed == []
         assert set(answered) == {len(KEYS)}
-        assert not set(before) & set(children())
-
-        os.kill(children()[0], signal.SIGKILL)
-        until(lambda: listening() == 5, "a killed process does not come back")
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: listening() == 4, "a process that was killed is not started again")
+        assert not {ended, killed} & set(children())
         assert answers()
         assert parent.stop() == 0
     kept = settings.state / "hot"

@@ -1,11 +1,14 @@
+import platform
 import threading
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.embeddings import Embeddings, Status, all_missing
+from serving.allocation import keep_freed_memory
 from serving.eviction import S3Fifo
 from serving.floors import FLOOR_SECONDS, Floors
 from serving.hot_cache import FAILED_SECONDS, NEGATIVES, OOV_SECONDS, OVERHEAD_BYTES, HotCache, HotCaches
@@ -284,3 +287,8 @@ def test_each_encoder_has_a_cache_of_its_own() -> None:
     assert caches.of(TEXT) is not caches.of(IMAGE)
     assert caches.named(TEXT.view) is caches.of(TEXT)
     assert caches.named("nope") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back in their own ways")
+def test_the_c_library_takes_it_that_freed_memory_is_kept() -> None:
+    assert keep_freed_memory()
