@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from encoders.signing import HostSecret
 
 SETTINGS_FILE = "embark.toml"
+OF_FEAST = (
+    "PROMETHEUS_MULTIPROC_DIR"  # Feast sets it in processes that import its server: metrics would lie in its files
+)
 Root = Annotated[str, Field(pattern=r"^(file:///[^?#]*|s3://[^/?#]+(/[^?#]*)?)\z")]
 Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:[0-9]{1,5})?\z")]
 ADDRESS = r"^(.+:[0-9]{1,5})?\z"  # or nothing
@@ -99,7 +102,8 @@ class Settings(BaseSettings):
     def as_environment(self) -> dict[str, str]:
         """The environment of a child process that is to have these very settings."""
         values: Mapping[str, object] = self.model_dump(mode="json")
-        return dict(os.environ) | {
+        inherited = {name: value for name, value in os.environ.items() if name != OF_FEAST}
+        return inherited | {
             f"EMBARK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in values.items()
             if value is not None
