@@ -3,13 +3,13 @@ takes; image and text each add to AUC beyond noise; OOV dropout makes missing em
 
     uv run python -m benchmarks.transfer [--json] [--fast] [--check]
 
-One synthetic log whose truth is known (`training.synthetic`: the effect of a picture is measured from its pixels, test
-pictures come from photographs that training never saw), three seeds of weights and data order. Ours: archived image and
-text. The peer: convolutions and an LSTM trained with the rest, on pictures that are already decoded and in memory, each
-distinct one once a batch, for the same budget of CPU time. The limit: the probabilities that the clicks were drawn from.
-No pretrained weights are needed: the archived encoders are seeded, NOT pretrained; what random convolutions keep of
-colours and edges is what can be transferred. Times are CPU seconds of one thread, since machines are shared; the time to
-embed each input once is given beside. Five minutes, or half of one with --fast.
+One synthetic log whose truth is known (`training.synthetic`: the effect of a picture is measured from its pixels,
+test pictures come from photographs that training never saw), three seeds of weights and data order. Ours: archived
+image and text. The peer: convolutions and an LSTM trained with the rest, on pictures that are already decoded and in
+memory, each distinct one once a batch, for the same budget of CPU time. The limit: the probabilities that the clicks
+were drawn from. No pretrained weights are needed: the archived encoders are seeded, NOT pretrained; what random
+convolutions keep of colours and edges is what can be transferred. Times are CPU seconds of one thread, since machines
+are shared; the time to embed each input once is given beside. Five minutes, or half of one with --fast.
 """
 
 import tempfile
