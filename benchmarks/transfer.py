@@ -3,13 +3,13 @@ takes; image and text each add to AUC beyond noise; OOV dropout makes missing em
 
     uv run python -m benchmarks.transfer [--json] [--fast] [--check]
 
-One synthetic log whose truth is known (`training.synthetic`: the effect of a picture is measured from its pixels, test
-pictures come from photographs that training never saw), three seeds of weights and data order. Ours: image and text from
-archived embeddings. The peer: convolutions and an LSTM trained with the rest, on pictures that are already decoded and
-in memory, each distinct one once a batch, for the same budget of CPU time. The limit: the probabilities that the clicks
+One synthetic log whose truth is known (`training.synthetic`: the effect of a picture is measured from its pixels,
+test pictures come from photographs that training never saw), three seeds of weights and data order. Ours: archived
+image and text. The peer: convolutions and an LSTM trained with the rest, on pictures that are already decoded and in
+memory, each distinct one once a batch, for the same budget of CPU time. The limit: the probabilities that the clicks
 were drawn from. No pretrained weights are needed: the archived encoders are seeded, NOT pretrained; what random
-convolutions keep of colours and edges is what can be transferred. Times are CPU seconds of this process, since machines
-are shared; the time to embed each input once is given beside. Eight minutes, or half of one with --fast.
+convolutions keep of colours and edges is what can be transferred. Times are CPU seconds of one thread, since machines
+are shared; the time to embed each input once is given beside. Five minutes, or half of one with --fast.
 """
 
 import tempfile
@@ -87,7 +87,7 @@ class Size:
     batches: int
 
 
-FULL = Size(items=800, impressions=80_000, epochs=5, seeds=3, batches=6)
+FULL = Size(items=800, impressions=60_000, epochs=4, seeds=3, batches=5)
 FAST = Size(items=40, impressions=1500, epochs=1, seeds=1, batches=2)
 
 
@@ -339,5 +339,5 @@ def _row(way: str, epoch: float | None, results: Sequence[Mapping[str, float | N
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # on a shared machine, threads that wait for each other spin
     main()
