@@ -36,7 +36,8 @@ def directory_of(settings: Settings) -> EncoderDirectory:
 def run_retina(settings: Settings) -> None:
     """Retina, until a signal stops it."""
     from encoders.fetch import Fetcher
-    from encoders.service import RetinaServer, RetinaService
+    from encoders.server import RetinaServer
+    from encoders.service import RetinaService
 
     async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
         async with Fetcher(allowed_networks=settings.fetch_networks) as fetcher:

@@ -71,6 +71,8 @@ class Patience:
             except OUTAGES as error:
                 tries += 1
                 seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
+                if isinstance(error, RetinaBusy) and error.retry_after:
+                    seconds = min(MAX_STALL_SECONDS, error.retry_after)  # it knows how long its queue is
                 level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
                 logger.log(level, "%d requests wait %.1f s, then try %d: %r", len(taken), seconds, tries + 1, error)
             self._wait(seconds)

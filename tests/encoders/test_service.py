@@ -20,7 +20,8 @@ from encoders.compute import DeviceUnavailable, choose_device
 from encoders.encoder import EncodeError, Encoder
 from encoders.fetch import Fetcher
 from encoders.loading import load_encoder
-from encoders.service import RetinaServer, RetinaService
+from encoders.server import RetinaServer
+from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
 from encoders.weights import WeightsUnavailable
 from tests.encoders import web
