@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import httpcore
 
 from encoders.addresses import Network, may_connect
+from encoders.connections import Connections
 from encoders.encoder import Blocked, FetchError, NotFound, ServerFailed, Timeout, TooLarge
 from encoders.keys import MAX_KEY_BYTES
 
@@ -138,12 +139,11 @@ class Fetcher:
         self._slots = asyncio.Semaphore(concurrency)
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._network = PinnedNetwork(tuple(allowed_networks), resolve)
-        self._pool = httpcore.AsyncConnectionPool(
+        self._pool = Connections(
             ssl_context=tls or httpcore.default_ssl_context(),
-            max_connections=2 * concurrency,  # never what is waited for
-            max_keepalive_connections=concurrency,
-            keepalive_expiry=5.0,
             network_backend=self._network,
+            max_idle=concurrency,
+            idle_seconds=5.0,
         )
 
     async def __aenter__(self) -> Self:
