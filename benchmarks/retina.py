@@ -124,16 +124,13 @@ class RetinaProcess:
         return bool(self.said["device"] != "cpu")
 
     def do(self, what: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps({"do": what, **arguments}), file=self._process.stdin, flush=True)
         return json.loads(self._line())
 
     def _line(self) -> str:
-        assert self._process.stdout is not None
-        if not (line := self._process.stdout.readline()):
-            raise WrongAnswer("the Retina process ended")
-        return line
+        for line in self._process.stdout or ():
+            return line
+        raise WrongAnswer("the Retina process ended")
 
 
 @dataclass(frozen=True)

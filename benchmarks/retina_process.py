@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from encoders.compute import Plan, choose_device
@@ -26,6 +27,7 @@ from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
 from encoders.loading import load_encoder
 from encoders.matrix import pack
+from encoders.replicas import SERVICE
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest, Outcome
 from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_server
 from encoders.server import RetinaServer
@@ -110,7 +112,7 @@ class Bare:
         self._threads = ThreadPoolExecutor(self._plan.lanes, initializer=torch.set_num_threads, initargs=(1,))
 
     def network(self, view: str, count: int) -> int:
-        """Passes of full batches on tensors that are ready; texts of one length together, so that nothing is padding."""
+        """Passes of full batches on tensors that are ready; texts sorted by length, so that little is padding."""
         encoder = encoder_of(view)
         size = self._plan.batch(encoder.spec.modality)
         inputs = self._inputs(view)
@@ -146,7 +148,7 @@ def flops(view: str) -> float:
 
 
 def peak_flops() -> float:
-    """Operations a second of a large product of bfloat16 matrices: what this GPU does at best, as far as can be seen."""
+    """Operations a second of a large product of bfloat16 matrices: the best that can be seen of this GPU."""
     side, times = 8192, 30
     a = torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16)
     for repeat in (3, times):
@@ -182,6 +184,9 @@ def main() -> None:
     torch.set_num_threads(1)
     naive = grpc.server(ThreadPoolExecutor(16))
     add_RetinaServicer_to_server(Naive(), naive)
+    healthy = health.HealthServicer()
+    healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, naive)
     naive_port = naive.add_insecure_port("127.0.0.1:0")
     naive.start()
 
