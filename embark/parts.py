@@ -7,7 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from embark.repo import open_store
+from prometheus_client import CollectorRegistry
+
+from embark.metrics import metrics_served
+from embark.repo import RepoError, open_store
 from embark.settings import Settings
 from feature_repo.directory import EncoderDirectory
 from feature_repo.views import encoder_specs
@@ -34,23 +37,67 @@ def directory_of(settings: Settings) -> EncoderDirectory:
 
 
 def run_retina(settings: Settings) -> None:
-    """Retina, until a signal stops it."""
+    """Retina, until a signal stops it.
+
+    Raises:
+        RepoError: the address to listen on is a list.
+        DeviceUnavailable: no such device here, or none that networks can be compiled for.
+        SpecError, WeightsUnavailable: an encoder that is to be warm cannot be.
+        OSError: an address cannot be listened on.
+    """
+    if "," in settings.retina_address:
+        raise RepoError(f"Retina listens on one address, not on {settings.retina_address}: say which with --listen")
     from encoders.fetch import Fetcher
+    from encoders.metrics import RetinaMetrics
     from encoders.server import RetinaServer
     from encoders.service import RetinaService
 
-    async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
+    async def run(directory: EncoderDirectory, registry: CollectorRegistry, stop: threading.Event) -> None:
         async with Fetcher(allowed_networks=settings.fetch_networks) as fetcher:
-            service = RetinaService(registered=lambda: directory.specs, fetcher=fetcher, device=settings.device)
-            async with RetinaServer(service, settings.retina_address) as server:
+            service = RetinaService(
+                registered=lambda: directory.specs,
+                fetcher=fetcher,
+                device=settings.device,
+                max_keys_at_hand=settings.retina_keys_at_hand,
+                max_batch=settings.retina_batch or None,
+                max_age=settings.retina_batch_ms / 1000,
+                memory=settings.retina_memory_mb * 1_000_000,
+                compiled=settings.retina_compile,
+                metrics=RetinaMetrics(registry),
+            )
+            async with RetinaServer(
+                service,
+                settings.retina_address,
+                grace=settings.retina_grace_seconds,
+                reflects=settings.retina_reflection,
+                ready=not settings.retina_warm,
+            ) as server:
                 logger.info(
                     "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"
                 )
-                await asyncio.to_thread(stop.wait)
+                stopped = asyncio.create_task(asyncio.to_thread(stop.wait))
+                if settings.retina_warm:
+                    warm = asyncio.create_task(service.warm(settings.retina_warm))
+                    await asyncio.wait((warm, stopped), return_when=asyncio.FIRST_COMPLETED)
+                    if warm.done():
+                        warm.result()
+                        await server.set_ready()
+                        logger.info("Retina is ready")
+                    else:
+                        warm.cancel()
+                await stopped
                 logger.info("Retina finishes what it has at hand")
 
-    with stopped_by_signals() as stop, directory_of(settings) as directory:
-        asyncio.run(run(directory, stop))
+    registry = CollectorRegistry()
+    with (
+        stopped_by_signals() as stop,
+        directory_of(settings) as directory,
+        metrics_served(settings.retina_metrics, registry),
+    ):
+        try:
+            asyncio.run(run(directory, registry, stop))
+        finally:
+            stop.set()  # else the thread that waits for it outlives an error
 
 
 def run_materializer(settings: Settings) -> None:

@@ -70,6 +70,7 @@ class Batches:
         source: downloads images.
         plan: of the device; the CPU's unless given.
         max_age: seconds for which an input waits for others to share its pass.
+        per_host: downloads at a time from one host, of one encoder.
         metrics: told of each stage.
     """
 
@@ -79,10 +80,12 @@ class Batches:
         *,
         plan: Plan | None = None,
         max_age: float = MAX_AGE,
+        per_host: int = PER_HOST,
         metrics: RetinaMetrics | None = None,
     ) -> None:
         plan = plan or Plan.of("cpu")
         self._source = source
+        self._per_host = per_host
         self._metrics = metrics or RetinaMetrics()
         self._device = SharedDevice(plan, max_age, self._metrics)
         self._room = max(MIN_ROOM, 3 * plan.images)
@@ -171,7 +174,7 @@ class Batches:
         async def embed(url: str) -> None:
             # The host's turn first: who waits for a slow host must not keep what others need. The room next: who waits
             # for a slow network must not keep a file.
-            turn = self._turns.setdefault((view, urlsplit(url).netloc), asyncio.Semaphore(PER_HOST))
+            turn = self._turns.setdefault((view, urlsplit(url).netloc), asyncio.Semaphore(self._per_host))
             async with of_call:
                 with ExitStack() as in_room:
                     with self._coming(line, 1), ExitStack() as with_file:

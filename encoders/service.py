@@ -18,6 +18,7 @@ from encoders.batching import MAX_AGE, Batches, Embedded, Source
 from encoders.client import MAX_KEYS, RETRY_AFTER
 from encoders.compute import Plan, check_compiler, choose_device, compile_encoder, encoder_bytes
 from encoders.encoder import Encoder
+from encoders.fetch import PER_HOST
 from encoders.keys import KeyRefused, canonical_key
 from encoders.line import TooLate
 from encoders.loaded import LoadedEncoders
@@ -47,6 +48,7 @@ class RetinaService:
         max_age: seconds for which an input waits for others to share its pass.
         memory: bytes of encoders' parameters to hold; 0: no limit.
         compiled: whether torch compiles the networks.
+        per_host: downloads at a time from one host, as the fetcher has it.
         load: spec → encoder; `load_encoder` unless another is given.
         metrics: told of what happens.
 
@@ -66,6 +68,7 @@ class RetinaService:
         max_age: float = MAX_AGE,
         memory: int = 0,
         compiled: bool = False,
+        per_host: int = PER_HOST,
         load: Callable[[EncoderSpec], Encoder] | None = None,
         metrics: RetinaMetrics | None = None,
     ) -> None:
@@ -83,8 +86,7 @@ class RetinaService:
             budget=memory,
             size=encoder_bytes,
         )
-        self._batches = Batches(fetcher, plan=plan, max_age=max_age, metrics=self._metrics)
-        self._plan = plan
+        self._batches = Batches(fetcher, plan=plan, max_age=max_age, per_host=per_host, metrics=self._metrics)
         self._max_keys = max_keys
         self._max_keys_at_hand = max_keys_at_hand
         self._at_hand: Counter[str] = Counter()  # fingerprint → keys
