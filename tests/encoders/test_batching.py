@@ -138,7 +138,7 @@ def test_a_caller_that_is_gone_takes_its_inputs_along() -> None:
 
 def test_what_cannot_be_done_in_time_is_not_computed() -> None:
     async def test(batches: Batches, pages: Pages) -> None:
-        encoder = Planted(TEXT)
+        encoder = Planted(replace(TEXT, name="hurried"))
         encoder.proceed.clear()
         first = asyncio.create_task(batches.embed(encoder, ["first"]))
         await eventually(lambda: len(encoder.passes) == 1)
@@ -153,7 +153,7 @@ def test_what_cannot_be_done_in_time_is_not_computed() -> None:
 
     registry = CollectorRegistry()
     run(test, metrics=RetinaMetrics(registry))
-    assert registry.get_sample_value("embark_retina_late_keys_total", {"view": "t__v1"}) == 40
+    assert registry.get_sample_value("embark_retina_late_keys_total", {"view": "hurried__v1"}) == 40
 
 
 def test_a_slow_network_gets_no_more_of_the_device_than_a_fast_one() -> None:
@@ -239,14 +239,14 @@ def test_stages_and_batches_are_measured() -> None:
     registry = CollectorRegistry()
 
     async def test(batches: Batches, pages: Pages) -> None:
-        await batches.embed(Planted(IMAGE), ["http://a.example/", "http://b.example/"])
+        await batches.embed(Planted(replace(IMAGE, name="measured")), ["http://a.example/", "http://b.example/"])
 
     run(test, metrics=RetinaMetrics(registry), max_age=0.5)
     for stage in ("fetch", "decode"):
-        labels = {"view": "i__v1", "stage": stage}
+        labels = {"view": "measured__v1", "stage": stage}
         assert registry.get_sample_value("embark_retina_stage_seconds_count", labels) == 2
-    assert registry.get_sample_value("embark_retina_batch_size_sum", {"view": "i__v1"}) == 2
-    assert registry.get_sample_value("embark_retina_queue_length", {"view": "i__v1"}) == 0
+    assert registry.get_sample_value("embark_retina_batch_size_sum", {"view": "measured__v1"}) == 2
+    assert registry.get_sample_value("embark_retina_queue_length", {"view": "measured__v1"}) == 0
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60), st.integers(1, 9))
