@@ -12,8 +12,8 @@ On a CPU all figures are inputs per CPU-second of the one process in which all w
 are other processes and do not count. Every pass uses one thread, as Retina has it, and as many passes run at a time as
 Retina would have. On a GPU they are inputs a second, and `peak` is the share of the bfloat16 operations that a product
 of 8192 x 8192 matrices reaches there; operations as torch's flop counter has them.
-Weights are seeded: a network's speed does not depend on them. Ways are interleaved in one run. Five minutes on two
-cores, or half of one with --fast.
+Weights are seeded: a network's speed does not depend on them. Ways are interleaved in one run. Three minutes on
+two cores, or half of one with --fast.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ WARM_UP = 1  # rounds
 CALLERS, KEYS_A_CALL = 16, 16
 SIDE = 500
 VIEWS = {  # view → inputs of a round
-    "mobilenet_v3_small__v1": 480,
-    "resnet50__v1": 160,
-    "inception_v3__v1": 128,
-    "text_lstm__v1": 4096,
-    "nothing__v1": 640,
+    "mobilenet_v3_small__v1": 256,
+    "resnet50__v1": 64,
+    "inception_v3__v1": 64,
+    "text_lstm__v1": 1536,
+    "nothing__v1": 256,
 }
 A, B, C, D = "a: network", "b: decode", "c: Retina", "d: naive"
 CHILD = "from benchmarks.retina_process import main; main()"
@@ -67,7 +67,7 @@ class Size:
     def of(cls, *, fast: bool, gpu: bool) -> "Size":
         if fast:
             return cls(rounds=1, views={"mobilenet_v3_small__v1": 64, "text_lstm__v1": 512, "nothing__v1": 64})
-        return cls(rounds=4, views={view: count * (16 if gpu else 1) for view, count in VIEWS.items()})
+        return cls(rounds=3, views={view: count * (16 if gpu else 1) for view, count in VIEWS.items()})
 
 
 def pictures() -> list[bytes]:

@@ -403,6 +403,13 @@ def test_a_busy_retina_says_how_long_its_queue_is() -> None:
         planted.encode = slowly  # type: ignore[method-assign]
         specs = {"t__v1": planted.spec}
         registry = CollectorRegistry()
+        value = registry.get_sample_value
+
+        def counted() -> list[float]:
+            """Calls refused as busy, and keys embedded. With Feast in the process, registries share their counts."""
+            busy = value("embark_retina_rejected_calls_total", {"code": "RESOURCE_EXHAUSTED"})
+            return [busy or 0, value("embark_retina_keys_total", {"view": "t__v1", "outcome": "embedded"}) or 0]
+
         async with running(specs, load=lambda spec: planted, max_keys_at_hand=10, metrics=RetinaMetrics(registry)) as (
             service,
             encode,
