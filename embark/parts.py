@@ -76,16 +76,19 @@ def run_retina(settings: Settings) -> None:
                     "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"
                 )
                 stopped = asyncio.create_task(asyncio.to_thread(stop.wait))
-                if settings.retina_warm:
-                    warm = asyncio.create_task(service.warm(settings.retina_warm))
-                    await asyncio.wait((warm, stopped), return_when=asyncio.FIRST_COMPLETED)
-                    if warm.done():
-                        warm.result()
-                        await server.set_ready()
-                        logger.info("Retina is ready")
-                    else:
-                        warm.cancel()
-                await stopped
+                try:
+                    if settings.retina_warm:
+                        warm = asyncio.create_task(service.warm(settings.retina_warm))
+                        await asyncio.wait((warm, stopped), return_when=asyncio.FIRST_COMPLETED)
+                        if warm.done():
+                            warm.result()
+                            await server.set_ready()
+                            logger.info("Retina is ready")
+                        else:
+                            warm.cancel()
+                    await stopped
+                finally:
+                    stop.set()  # else the thread that waits for it would hold up the end for ever
                 logger.info("Retina finishes what it has at hand")
 
     registry = CollectorRegistry()
@@ -94,10 +97,7 @@ def run_retina(settings: Settings) -> None:
         directory_of(settings) as directory,
         metrics_served(settings.retina_metrics, registry),
     ):
-        try:
-            asyncio.run(run(directory, registry, stop))
-        finally:
-            stop.set()  # else the thread that waits for it outlives an error
+        asyncio.run(run(directory, registry, stop))
 
 
 def run_materializer(settings: Settings) -> None:
