@@ -137,7 +137,7 @@ class InProcess:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._batches = Batches(PicturesInMemory())  # type: ignore[arg-type]  # all of a Fetcher that is used
+        self._batches = Batches(PicturesInMemory())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="retina")
         self._thread.start()

@@ -277,13 +277,38 @@ def compact(settings: Settings, view: str | None, grace: float | None, as_json: 
     metavar="NETWORK",
     help="A private network to download from, as 127.0.0.0/8; public addresses only otherwise.",
 )
+@click.option("--warm", multiple=True, metavar="VIEW", help="An encoder to load before it says that it is ready.")
+@click.option("--memory", type=click.IntRange(0), metavar="MB", help="Of parameters to hold; 0: no limit.")
+@click.option("--compile", "compiled", is_flag=True, help="Have torch compile the networks; needs a C++ compiler.")
+@click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus finds its metrics; nowhere otherwise.")
 @click.pass_obj
 @one_line_errors
-def retina(settings: Settings, listen: str | None, device: str | None, networks: tuple[str, ...]) -> None:
-    """Run Retina: downloads, decodes and embeds for KFC."""
+def retina(
+    settings: Settings,
+    listen: str | None,
+    device: str | None,
+    networks: tuple[str, ...],
+    warm: tuple[str, ...],
+    memory: int | None,
+    compiled: bool,
+    metrics: str | None,
+) -> None:
+    """Run Retina: downloads, decodes and embeds for KFC. `docs/retina.md` has its settings.
+
+    \b
+    embark retina --listen 127.0.0.1:50061 --warm mobilenet_v3_small__v1 --metrics 127.0.0.1:9462
+    """
     from embark.parts import run_retina
 
-    changed: dict[str, object] = {"retina_address": listen, "device": device, "fetch_networks": list(networks)}
+    changed: dict[str, object] = {
+        "retina_address": listen,
+        "device": device,
+        "fetch_networks": list(networks),
+        "retina_warm": list(warm),
+        "retina_memory_mb": memory,
+        "retina_compile": compiled,
+        "retina_metrics": metrics,
+    }
     run_retina(overridden(settings, changed))
 
 

@@ -134,6 +134,7 @@ async def encode_all(
     from embark.local_encoders import FilesAndWeb, embed_inputs, load_registered
     from embark.parts import fetcher_of
     from encoders.batching import Batches
+    from encoders.compute import Plan, choose_device
 
     encoder = await asyncio.to_thread(load_registered, settings, spec)
     failures: list[Failure] = []
@@ -141,7 +142,7 @@ async def encode_all(
     began = time.monotonic()
     async with fetcher_of(settings) as web:
         source = FilesAndWeb(web=web)
-        batches = Batches(source)
+        batches = Batches(source, plan=Plan.of(choose_device(settings.device).type))
         try:
             with encoded_file(path, spec) as file:
                 while some := list(islice(inputs, AT_ONCE)):

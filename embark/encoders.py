@@ -156,9 +156,10 @@ def measured(settings: Settings, spec: "EncoderSpec") -> float | str:
     async def run() -> float:
         from embark.local_encoders import Given
         from encoders.batching import Batches
+        from encoders.compute import Plan, choose_device
 
         contents = sample(spec)
-        batches = Batches(Given(contents=contents))
+        batches = Batches(Given(contents=contents), plan=Plan.of(choose_device(settings.device).type))
         keys = list(contents)
         try:
             await batches.embed(encoder, keys)  # the first pass sets libraries up

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry
+
 from embark.metrics import metrics_served
-from embark.repo import open_store
+from embark.repo import RepoError, open_store
 from embark.settings import Settings
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
@@ -81,26 +83,68 @@ def encoder_loader(settings: Settings) -> "Callable[[EncoderSpec], Encoder]":
 
 
 def run_retina(settings: Settings) -> None:
-    """Retina, until a signal stops it."""
-    from encoders.service import RetinaServer, RetinaService
+    """Retina, until a signal stops it.
 
-    async def run(directory: EncoderDirectory, stop: threading.Event) -> None:
+    Raises:
+        RepoError: the address to listen on is a list.
+        DeviceUnavailable: no such device here, or none that networks can be compiled for.
+        SpecError, WeightsUnavailable: an encoder that is to be warm cannot be.
+        OSError: an address cannot be listened on.
+    """
+    if "," in settings.retina_address:
+        raise RepoError(f"Retina listens on one address, not on {settings.retina_address}: say which with --listen")
+    from encoders.metrics import RetinaMetrics
+    from encoders.server import RetinaServer
+    from encoders.service import RetinaService
+
+    async def run(directory: EncoderDirectory, registry: CollectorRegistry, stop: threading.Event) -> None:
         async with fetcher_of(settings) as fetcher:
             service = RetinaService(
                 registered=lambda: directory.specs,
                 fetcher=fetcher,
                 device=settings.device,
                 load=encoder_loader(settings),
+                per_host=settings.fetch_per_host,
+                max_keys_at_hand=settings.retina_keys_at_hand,
+                max_batch=settings.retina_batch or None,
+                max_age=settings.retina_batch_ms / 1000,
+                memory=settings.retina_memory_mb * 1_000_000,
+                compiled=settings.retina_compile,
+                metrics=RetinaMetrics(registry),
             )
-            async with RetinaServer(service, settings.retina_address) as server:
+            async with RetinaServer(
+                service,
+                settings.retina_address,
+                grace=settings.retina_grace_seconds,
+                reflects=settings.retina_reflection,
+                ready=not settings.retina_warm,
+            ) as server:
                 logger.info(
                     "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"
                 )
-                await asyncio.to_thread(stop.wait)
+                stopped = asyncio.create_task(asyncio.to_thread(stop.wait))
+                try:
+                    if settings.retina_warm:
+                        warm = asyncio.create_task(service.warm(settings.retina_warm))
+                        await asyncio.wait((warm, stopped), return_when=asyncio.FIRST_COMPLETED)
+                        if warm.done():
+                            warm.result()
+                            await server.set_ready()
+                            logger.info("Retina is ready")
+                        else:
+                            warm.cancel()
+                    await stopped
+                finally:
+                    stop.set()  # else the thread that waits for it would hold up the end for ever
                 logger.info("Retina finishes what it has at hand")
 
-    with stopped_by_signals() as stop, directory_of(settings) as directory:
-        asyncio.run(run(directory, stop))
+    registry = CollectorRegistry()
+    with (
+        stopped_by_signals() as stop,
+        directory_of(settings) as directory,
+        metrics_served(settings.retina_metrics, registry),
+    ):
+        asyncio.run(run(directory, registry, stop))
 
 
 def run_materializer(settings: Settings) -> None:

@@ -36,11 +36,23 @@ class Settings(BaseSettings):
     cassandra_port: int = Field(9042, ge=1, le=65535, description="port of the local Cassandra")
     keyspace: str = Field("embark", pattern=r"^[a-z][a-z0-9_]{0,47}\z", description="keyspace that `embark up` creates")
     embark_address: str = Field("127.0.0.1:50051", description="where EmbArk listens, and clients find it")
-    retina_address: str = Field("127.0.0.1:50061", description="where Retina listens, and KFC finds it")
+    retina_address: str = Field(
+        "127.0.0.1:50061", description="where Retina listens, and KFC finds it; for KFC, several separated by commas"
+    )
     embark_metrics: str = Field("", pattern=ADDRESS, description="where EmbArk tells its metrics, as 127.0.0.1:9461")
     retina_metrics: str = Field("", pattern=ADDRESS, description="where Retina tells its metrics")
     kfc_metrics: str = Field("", pattern=ADDRESS, description="where KFC tells its metrics")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where Retina computes")
+    retina_warm: list[str] = Field([], description="views that Retina loads and runs before it says that it is ready")
+    retina_memory_mb: int = Field(
+        0, ge=0, description="of encoders' parameters that Retina holds; the least recently used go; 0: no limit"
+    )
+    retina_batch: int = Field(0, ge=0, le=4096, description="most inputs of a pass; 0: what suits the device")
+    retina_batch_ms: float = Field(5.0, ge=0, le=1000, description="for which an input waits to share its pass")
+    retina_keys_at_hand: int = Field(4096, ge=1, description="keys of all calls, beyond which Retina says it is busy")
+    retina_compile: bool = Field(False, description="whether torch compiles the networks; needs a C++ compiler")
+    retina_grace_seconds: float = Field(20.0, ge=0, description="that calls at hand are given when Retina stops")
+    retina_reflection: bool = Field(True, description="whether Retina describes its services to tools as grpcurl")
     fetch_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="private networks that Retina may download from, as 127.0.0.0/8; none by default"
     )

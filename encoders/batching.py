@@ -1,25 +1,42 @@
-"""From keys to embeddings: downloads and decoding overlap the network's computing, and each input fails by itself."""
+"""From keys to embeddings: downloads and decoding overlap the network's computing, and each input fails by itself.
+
+The inputs of all calls of one encoder share passes. What bounds memory, from outside in: the keys of all calls
+(`service.py`); files downloaded or being so (`FILES_AT_HAND`, times the most bytes of a file); and pictures decoded or
+about to be, of an encoder (`room`, times a megabyte).
+"""
 
 import asyncio
 import hashlib
+import io
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
+from encoders.compute import Plan, compute_in_threads
+from encoders.device import SharedDevice
 from encoders.encoder import DecodeError, EncodeError, Encoder, EncoderError
+from encoders.fetch import PER_HOST
+from encoders.line import Line, TooLate, Vector
+from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 16  # of one forward pass: larger ones gain little on a CPU and wait longer for downloads
-AT_ONCE = 32  # inputs of one call that are downloaded or decoded at a time
-AT_HAND = 64  # of all calls: times the most bytes of a file, the memory that downloads take
-DECODING_THREADS = min(8, os.cpu_count() or 1)
+MAX_AGE = 0.005  # seconds: an image takes as long to decode, so waiting longer gains no more company
+FILES_AT_HAND = 64  # of all calls
+MIN_ROOM = 64  # pictures of an encoder that are downloaded, decoded or ready: what covers a slow site's latency
+TEXTS_AT_ONCE = 32  # are tokenized in one go: changing threads takes as long as a text does
+DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
 class Source(Protocol):
@@ -32,18 +49,18 @@ class Source(Protocol):
 class Embedded:
     """What became of one input: a vector (dim,) float32, or an error."""
 
-    vector: NDArray[np.float32] | None = None
+    vector: Vector | None = None
     error: EncoderError | None = None
     content_hash: bytes = b""  # BLAKE2b, 16 bytes, of the file or text; empty where it never came
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """An input that is ready for the network."""
+    """An input that is ready for the network, or why it cannot be."""
 
-    key: str
-    network_input: Any
-    content_hash: bytes
+    network_input: Any = None
+    error: EncoderError | None = None
+    content_hash: bytes = b""
 
 
 class Batches:
@@ -51,108 +68,202 @@ class Batches:
 
     Args:
         source: downloads images.
-        max_batch: most inputs of one forward pass.
+        plan: of the device; the CPU's unless given.
+        max_age: seconds for which an input waits for others to share its pass.
+        per_host: downloads at a time from one host, of one encoder.
+        metrics: told of each stage.
     """
 
-    def __init__(self, source: Source, *, max_batch: int = MAX_BATCH) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        plan: Plan | None = None,
+        max_age: float = MAX_AGE,
+        per_host: int = PER_HOST,
+        metrics: RetinaMetrics | None = None,
+    ) -> None:
+        plan = plan or Plan.of("cpu")
         self._source = source
-        self._max_batch = max_batch
-        self._at_hand = asyncio.Semaphore(AT_HAND)
-        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")  # a second pass would only take turns
+        self._per_host = per_host
+        self._metrics = metrics or RetinaMetrics()
+        self._device = SharedDevice(plan, max_age, self._metrics)
+        self._room = max(MIN_ROOM, 3 * plan.images)
+        self._rooms: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
+        self._files = asyncio.Semaphore(FILES_AT_HAND)
+        # One thread of torch's each: what a picture takes to normalise is not worth a second core's attention
+        self._decoding = ThreadPoolExecutor(
+            DECODING_THREADS, thread_name_prefix="decode", initializer=partial(compute_in_threads, 1)
+        )
 
     def close(self) -> None:
         """Waits for what the threads have at hand."""
         self._decoding.shutdown()
-        self._computing.shutdown()
+        self._device.close()
 
-    async def embed(self, encoder: Encoder, keys: Sequence[str]) -> dict[str, Embedded]:
-        """What became of each canonical key. Cancelling it cancels the downloads."""
-        done: dict[str, Embedded] = {}
-        # Bounded, so that decoded pictures do not pile up before a slow network
-        ready: asyncio.Queue[Prepared | None] = asyncio.Queue(2 * self._max_batch)
+    def seconds(self, keys: Mapping[str, int]) -> float:
+        """What the device takes for so many keys of each encoder (by fingerprint), as far as is known."""
+        return sum(n * self._device.seconds_each(each) for each, n in keys.items()) / self._device.lanes
+
+    async def warm(self, encoder: Encoder) -> None:
+        """A pass of one input, and one of a full batch.
+
+        Raises:
+            EncodeError: the network fails.
+        """
+        prepared, _ = prepare(encoder, [_sample(encoder)])
+        with self._device.line(encoder) as line:
+            for count in (1, line.max_batch):
+                futures = [self._submitted(line, prepared[0], math.inf) for _ in range(count)]
+                self._device.serve()
+                for future in futures:
+                    outcome = await _outcome(prepared[0], future)
+                    if outcome.error is not None:
+                        raise outcome.error
+
+    async def embed(self, encoder: Encoder, keys: Sequence[str], deadline: float = math.inf) -> dict[str, Embedded]:
+        """What became of each canonical key. Cancelling it cancels the downloads, and takes out what waits.
+
+        Args:
+            encoder: loaded, and kept so by the caller.
+            keys: those that stand there twice are embedded once.
+            deadline: on the event loop's clock.
+
+        Raises:
+            TooLate: the deadline cannot be met, so the rest was not computed.
+        """
+        distinct = list(dict.fromkeys(keys))
+        with self._device.line(encoder) as line:
+            try:
+                if encoder.spec.modality == "text":
+                    return await self._texts(line, distinct, deadline)
+                return await self._images(line, distinct, deadline)
+            except ExceptionGroup as group:
+                if group.subgroup(TooLate) is None:
+                    raise
+                raise TooLate(f"{encoder.spec.view}: {len(distinct)} keys cannot be embedded in time") from None
+
+    async def _texts(self, line: Line, texts: Sequence[str], deadline: float) -> dict[str, Embedded]:
+        embedded: dict[str, Embedded] = {}
+
+        async def embed(some: Sequence[str]) -> None:
+            with self._coming(line, len(some)):
+                prepared = await self._prepared(line.encoder, [text.encode() for text in some])
+                # All go into the line before the first pass begins
+                futures = [self._submitted(line, each, deadline) for each in prepared]
+            try:
+                for text, each, future in zip(some, prepared, futures, strict=True):
+                    embedded[text] = await _outcome(each, future)
+            finally:
+                for future in futures:
+                    if future is not None:
+                        future.cancel()  # those that are not awaited yet, where the call was given up
+
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._prepare_all(encoder, dict.fromkeys(keys), ready, done))
-            async for batch in self._batches(ready):
-                done |= await self._compute(encoder, batch)
-        return done
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                tasks.create_task(embed(texts[start : start + TEXTS_AT_ONCE]))
+        return embedded
 
-    async def _prepare_all(
-        self,
-        encoder: Encoder,
-        keys: dict[str, None],
-        ready: asyncio.Queue[Prepared | None],
-        done: dict[str, Embedded],
-    ) -> None:
-        waiting = iter(keys)  # shared: each task takes the next key when it is done with one
+    async def _images(self, line: Line, urls: Sequence[str], deadline: float) -> dict[str, Embedded]:
+        view = line.encoder.spec.view
+        of_call = asyncio.Semaphore(self._room // 2)  # so that a large call leaves room for others
+        room = self._rooms.setdefault(view, asyncio.Semaphore(self._room))
+        embedded: dict[str, Embedded] = {}
 
-        async def work() -> None:
-            for key in waiting:
-                prepared = await self._prepare(encoder, key)
-                if isinstance(prepared, Prepared):
-                    await ready.put(prepared)
-                else:
-                    done[key] = prepared
+        async def embed(url: str) -> None:
+            # The host's turn first: who waits for a slow host must not keep what others need. The room next: who waits
+            # for a slow network must not keep a file.
+            turn = self._turns.setdefault((view, urlsplit(url).netloc), asyncio.Semaphore(self._per_host))
+            async with of_call:
+                with ExitStack() as in_room:
+                    with self._coming(line, 1), ExitStack() as with_file:
+                        async with turn:
+                            await room.acquire()
+                            in_room.callback(room.release)
+                            await self._files.acquire()
+                            with_file.callback(self._files.release)
+                            content = await self._fetched(view, url)
+                        if isinstance(content, bytes):
+                            (prepared,) = await self._prepared(line.encoder, [content])
+                        else:
+                            prepared = Prepared(error=content)
+                        future = self._submitted(line, prepared, deadline)
+                    del content  # the file is not kept while the network computes
+                    embedded[url] = await _outcome(prepared, future)
 
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(len(keys), AT_ONCE)):
-                tasks.create_task(work())
-        await ready.put(None)
+            for url in urls:
+                tasks.create_task(embed(url))
+        return embedded
 
-    async def _prepare(self, encoder: Encoder, key: str) -> Prepared | Embedded:
-        content_hash = b""
+    @contextmanager
+    def _coming(self, line: Line, count: int) -> Iterator[None]:
+        """Inputs that a pass may wait for, and an end of the waiting: whether they came, or failed."""
+        line.coming += count
         try:
-            async with self._at_hand:
-                content = await self._source.fetch(key) if encoder.spec.modality == "image" else key.encode()
-                content_hash = hashlib.blake2b(content, digest_size=16).digest()
-                loop = asyncio.get_running_loop()
-                network_input = await loop.run_in_executor(self._decoding, encoder.prepare, content)
+            yield
+        finally:
+            line.coming -= count
+            self._device.serve()
+
+    async def _fetched(self, view: str, url: str) -> bytes | EncoderError:
+        began = time.perf_counter()
+        try:
+            return await self._source.fetch(url)
         except EncoderError as error:
-            return Embedded(error=error, content_hash=content_hash)
+            return error
         except Exception as error:
             # A bug that one input brings to light: it must not fail the others of its batch.
-            logger.exception("%s: %r cannot be prepared", encoder.spec.view, key)
-            return Embedded(error=DecodeError(f"{type(error).__name__}: {error}"), content_hash=content_hash)
-        return Prepared(key=key, network_input=network_input, content_hash=content_hash)
+            logger.exception("%s: %r cannot be fetched", view, url)
+            return DecodeError(f"{type(error).__name__}: {error}")
+        finally:
+            self._metrics.stage_seconds.labels(view, "fetch").observe(time.perf_counter() - began)
 
-    async def _batches(self, ready: asyncio.Queue[Prepared | None]) -> AsyncIterator[list[Prepared]]:
-        batch: list[Prepared] = []
-        while (prepared := await ready.get()) is not None:
-            batch.append(prepared)
-            if len(batch) == self._max_batch:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    async def _prepared(self, encoder: Encoder, contents: Sequence[bytes]) -> list[Prepared]:
+        prepared, seconds = await asyncio.get_running_loop().run_in_executor(self._decoding, prepare, encoder, contents)
+        self._metrics.stage_seconds.labels(encoder.spec.view, "decode").observe(seconds)
+        return prepared
 
-    async def _compute(self, encoder: Encoder, batch: Sequence[Prepared]) -> dict[str, Embedded]:
-        loop = asyncio.get_running_loop()
-        inputs = [prepared.network_input for prepared in batch]
-        embedded = await loop.run_in_executor(self._computing, forward, encoder, inputs)
-        return {
-            prepared.key: Embedded(error=each, content_hash=prepared.content_hash)
-            if isinstance(each, EncodeError)
-            else Embedded(vector=each, content_hash=prepared.content_hash)
-            for prepared, each in zip(batch, embedded, strict=True)
-        }
+    def _submitted(
+        self, line: Line, prepared: Prepared, deadline: float
+    ) -> "asyncio.Future[Vector | EncodeError] | None":
+        if prepared.error is not None:
+            return None
+        return self._device.submit(line, prepared.network_input, deadline)
 
 
-def forward(encoder: Encoder, inputs: Sequence[Any]) -> list[NDArray[np.float32] | EncodeError]:
-    """The vector (dim,) of each input, or why it has none.
-
-    A pass that fails is repeated one input at a time, so that one that is too large does not fail the others. Values
-    that are not finite are an `EncodeError`, and so said to be worth a retry: a device that computes nonsense is not
-    the input's fault, and whoever asks bounds the number of tries.
-    """
-    try:
-        vectors = encoder.encode(inputs)
-    except EncodeError as error:
-        if len(inputs) == 1:
-            return [error]
-        return [one for each in inputs for one in forward(encoder, [each])]
-    return list(_finite(vectors))
+def _sample(encoder: Encoder) -> bytes:
+    """A content that any encoder of its kind takes."""
+    if encoder.spec.modality == "text":
+        return b"warm"
+    file = io.BytesIO()
+    Image.new("RGB", (320, 240), (127, 127, 127)).save(file, "JPEG")
+    return file.getvalue()
 
 
-def _finite(vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32] | EncodeError]:
-    for vector in vectors:
-        yield vector if np.isfinite(vector).all() else EncodeError("the network answered values that are not finite")
+async def _outcome(prepared: Prepared, future: "asyncio.Future[Vector | EncodeError] | None") -> Embedded:
+    if future is None:
+        return Embedded(error=prepared.error, content_hash=prepared.content_hash)
+    outcome = await future
+    if isinstance(outcome, EncodeError):
+        return Embedded(error=outcome, content_hash=prepared.content_hash)
+    return Embedded(vector=outcome, content_hash=prepared.content_hash)
+
+
+def prepare(encoder: Encoder, contents: Sequence[bytes]) -> tuple[list[Prepared], float]:
+    """Each content as the network wants it, or why it cannot be; and the seconds that it took. Runs on a thread."""
+    began = time.perf_counter()
+    prepared = []
+    for content in contents:
+        content_hash = hashlib.blake2b(content, digest_size=16).digest()
+        try:
+            prepared.append(Prepared(network_input=encoder.prepare(content), content_hash=content_hash))
+        except EncoderError as error:
+            prepared.append(Prepared(error=error, content_hash=content_hash))
+        except Exception as error:
+            # A bug that one input brings to light: it must not fail the others of its batch.
+            logger.exception("%s: %d bytes cannot be prepared", encoder.spec.view, len(content))
+            refusal = DecodeError(f"{type(error).__name__}: {error}")
+            prepared.append(Prepared(error=refusal, content_hash=content_hash))
+    return prepared, time.perf_counter() - began

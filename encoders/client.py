@@ -1,28 +1,22 @@
 """A client of Retina, for KFC. Free of torch."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.matrix import unpack
+from encoders.replicas import Replica, Replicas
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest
-from encoders.retina_pb2_grpc import RetinaStub
 
 MAX_KEYS = 512  # of one call
-MAX_MESSAGE_BYTES = 64 << 20  # > 512 keys x 8192 values x 4 bytes, and what stands beside them
-CHANNEL = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),  # Retina is ours: never behind the proxy that the environment names
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # 2 minutes by default: too late to notice that Retina is back
-]
+RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED
 REFUSALS = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -30,6 +24,9 @@ REFUSALS = (
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.UNKNOWN,  # a bug there: waiting does not mend it
 )
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # cancelled by a Retina that stops: we cancel nothing
+
+Reply = TypeVar("Reply", EncodeReply, EncodersReply)
 
 
 class RetinaError(Exception):
@@ -41,7 +38,15 @@ class RetinaAway(RetinaError):
 
 
 class RetinaBusy(RetinaError):
-    """It has too much at hand: try again a little later."""
+    """It has too much at hand: try again a little later.
+
+    Attributes:
+        retry_after: seconds after which it expects to have room; 0 where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class RetinaRefused(RetinaError):
@@ -68,16 +73,19 @@ class Encoded:
 
 
 class RetinaClient:
-    """Calls a Retina; safe to share between threads.
+    """Calls one or more Retinas, in turn; safe to share between threads.
+
+    What one of them cannot do now is asked of the next, while time is left: embedding is idempotent.
 
     Args:
-        address: `host:port`, or anything that gRPC resolves.
+        addresses: `host:port`, separated by commas; each may be anything that gRPC resolves.
+
+    Raises:
+        ValueError: no address.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL)
-        self._stub = RetinaStub(self._channel)
+    def __init__(self, addresses: str) -> None:
+        self._replicas = Replicas(addresses)
 
     def __enter__(self) -> Self:
         return self
@@ -88,25 +96,22 @@ class RetinaClient:
         self.close()
 
     def close(self) -> None:
-        self._channel.close()
+        self._replicas.close()
 
     def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded:
-        """Embeds canonical keys of one view; `timeout` in seconds.
+        """Embeds canonical keys of one view; `timeout` in seconds, whichever and however many Retinas are asked.
 
         Raises:
-            RetinaAway: nothing answers, not in time, or the weights cannot be had now.
-            RetinaBusy: too much is at hand there.
+            RetinaAway: none answers, not in time, or the weights cannot be had now.
+            RetinaBusy: too much is at hand with all that answer.
             RetinaRefused: no such view, another fingerprint, or more than 512 keys.
         """
         request = EncodeRequest(view=view, fingerprint=fingerprint, keys=keys)
-        try:
-            reply: EncodeReply = self._stub.Encode(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
+        replica, reply = self._asked(lambda replica, left: replica.stub.Encode(request, timeout=left), timeout)
         try:
             vectors = unpack(reply.vectors)
         except ValueError as error:
-            raise RetinaRefused(f"Retina at {self._address} answers what is no matrix: {error}") from error
+            raise RetinaRefused(f"Retina at {replica.address} answers what is no matrix: {error}") from error
         return Encoded(
             vectors=vectors,
             outcomes=tuple(
@@ -117,24 +122,43 @@ class RetinaClient:
         )
 
     def encoders(self, timeout: float = 5.0) -> EncodersReply:
-        """The encoders that it knows, and which of them are loaded.
+        """The encoders that it knows, and which of them are loaded; of several Retinas, what the next one says.
 
         Raises:
             RetinaAway: nothing answers.
         """
-        try:
-            reply: EncodersReply = self._stub.Encoders(EncodersRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
+        reply: EncodersReply
+        _, reply = self._asked(lambda replica, left: replica.stub.Encoders(EncodersRequest(), timeout=left), timeout)
         return reply
 
-    def _translated(self, error: grpc.RpcError) -> RetinaError:
-        code, detail = error.code(), error.details()
-        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return RetinaBusy(f"Retina at {self._address} is busy: {detail}")
-        if code in REFUSALS:
-            return RetinaRefused(f"Retina at {self._address} refuses: {detail}")
-        return RetinaAway(f"Retina at {self._address} does not answer ({code.name}): {detail}")
+    def _asked(self, ask: Callable[[Replica, float], Reply], timeout: float) -> tuple[Replica, Reply]:
+        """The first answer, and who gave it."""
+        deadline = time.monotonic() + timeout
+        errors: list[RetinaError] = []
+        for replica in self._replicas.in_turn():
+            left = deadline - time.monotonic()
+            if errors and left <= 0:
+                break
+            try:
+                return replica, ask(replica, left)
+            except grpc.RpcError as error:
+                errors.append(_translated(replica.address, error))
+                if isinstance(errors[-1], RetinaRefused):
+                    break
+                if error.code() in GONE:
+                    self._replicas.away(replica)
+        busy = [error for error in errors if isinstance(error, RetinaBusy)]
+        raise min(busy, key=lambda error: error.retry_after, default=errors[-1])
+
+
+def _translated(address: str, error: grpc.RpcError) -> RetinaError:
+    code, detail = error.code(), error.details()
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        hint = dict(error.trailing_metadata() or ()).get(RETRY_AFTER, "0")
+        return RetinaBusy(f"Retina at {address} is busy: {detail}", int(hint) / 1000)
+    if code in REFUSALS:
+        return RetinaRefused(f"Retina at {address} refuses: {detail}")
+    return RetinaAway(f"Retina at {address} does not answer ({code.name}): {detail}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import httpcore
 
 from encoders.addresses import Network
+from encoders.connections import Connections
 from encoders.encoder import Blocked, NotFound, ServerFailed, Timeout, TooLarge
 from encoders.keys import MAX_KEY_BYTES
 from encoders.network import PinnedNetwork, Resolve, because, system_addresses, translated
@@ -34,8 +35,8 @@ TRICKLE_CHUNKS = (
 TRICKLE_SECONDS = 2.0
 MAX_REDIRECTS = 5
 CONCURRENCY = 64
+IDLE_SECONDS = 5.0  # for which a connection is kept
 PER_HOST = 8  # an eighth of all: eight hosts must be slow at once before others wait
-POOLS = 16  # of connections, by host: with each request a pool compares each of its connections with each other one
 READING_THREADS = 8  # of sources beside the web
 REDIRECTS = (301, 302, 303, 307, 308)
 BUSY = (408, 425, 429)
@@ -90,17 +91,12 @@ class Fetcher:
         self._slots = asyncio.Semaphore(concurrency)
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._network = PinnedNetwork(tuple(allowed_networks), resolve)
-        tls = tls or httpcore.default_ssl_context()
-        self._pools = [
-            httpcore.AsyncConnectionPool(
-                ssl_context=tls,
-                max_connections=2 * concurrency,  # never what is waited for
-                max_keepalive_connections=per_host,
-                keepalive_expiry=5.0,
-                network_backend=self._network,
-            )
-            for _ in range(POOLS)
-        ]
+        self._connections = Connections(
+            ssl_context=tls or httpcore.default_ssl_context(),
+            network_backend=self._network,
+            max_idle=concurrency,
+            idle_seconds=IDLE_SECONDS,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,8 +108,7 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Closes all connections."""
-        for pool in self._pools:
-            await pool.aclose()
+        await self._connections.aclose()
         self._network.close()
         self._reading.shutdown(wait=False, cancel_futures=True)
 
@@ -169,8 +164,8 @@ class Fetcher:
         if trusted:
             headers += self._signer.headers(target, host, int(self._clock()))
         timeouts = {"connect": CONNECT_SECONDS, "read": READ_SECONDS}
-        pool = self._pools[hash(target.host) % POOLS]
-        async with pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts}) as response:
+        streamed = self._connections.stream("GET", target, headers=headers, extensions={"timeout": timeouts})
+        async with streamed as response:
             fields = {name.lower(): value for name, value in response.headers}
             if response.status in REDIRECTS and b"location" in fields:
                 return fields[b"location"].decode("utf-8", "surrogateescape")

@@ -1,8 +1,6 @@
-"""Encoders from their specs: built, filled with the pinned weights, and kept."""
+"""Encoders from their specs: built, and filled with the pinned weights."""
 
-import asyncio
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from functools import partial
 from typing import cast
 
@@ -123,53 +121,3 @@ def _checkpoint(spec: EncoderSpec, device: torch.device, download: Download) -> 
         return text.TextEncoder(loaded, cast(text.TextNetwork, network), preprocessing, device)
     apply = partial(picture_input, preprocessing=preprocessing)
     return image.ImageEncoder(loaded, network, image.Preprocessing(side=preprocessing.size, apply=apply), device)
-
-
-class LoadedEncoders:
-    """Encoders by fingerprint: each is loaded on first use, off the event loop, one at a time, and kept.
-
-    A load goes on when the caller who began it is gone: the next one finds it further. A failed one is forgotten, so
-    that the next caller tries again.
-
-    Args:
-        load: spec → encoder; raises as `load_encoder` does.
-    """
-
-    def __init__(self, load: Callable[[EncoderSpec], Encoder]) -> None:
-        self._load = load
-        self._loads: dict[str, asyncio.Task[Encoder]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
-
-    def is_loaded(self, spec: EncoderSpec) -> bool:
-        load = self._loads.get(spec.fingerprint)
-        return load is not None and load.done()
-
-    async def get(self, spec: EncoderSpec) -> Encoder:
-        """The encoder of a spec.
-
-        Raises:
-            WeightsUnavailable: its weights cannot be had; try again later.
-            SpecError: they are not those that were pinned, or do not fit.
-        """
-        load = self._loads.get(spec.fingerprint)
-        if load is None:
-            load = self._loads[spec.fingerprint] = asyncio.create_task(self._load_pinned(spec))
-            load.add_done_callback(lambda done: self._forget_if_failed(spec.fingerprint, done))
-        return await asyncio.shield(load)
-
-    def close(self) -> None:
-        """Waits for a load that is under way; encoders stay usable."""
-        self._thread.shutdown()
-
-    async def _load_pinned(self, spec: EncoderSpec) -> Encoder:
-        encoder = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, spec)
-        if encoder.spec.fingerprint != spec.fingerprint:
-            raise SpecError(
-                f"encoder {spec.view!r}: the weights are {encoder.spec.pinned!r} now, {spec.pinned!r} was pinned: "
-                f"put the old file back, or declare version v{int(spec.version[1:]) + 1} with the new one"
-            )
-        return encoder
-
-    def _forget_if_failed(self, fingerprint: str, load: asyncio.Task[Encoder]) -> None:
-        if load.cancelled() or load.exception() is not None:
-            self._loads.pop(fingerprint, None)

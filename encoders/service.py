@@ -1,35 +1,38 @@
 """Retina's service: `retina.proto` on grpc.aio."""
 
-import errno
+import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import grpc
 import numpy as np
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from encoders.batching import MAX_BATCH, Batches, Embedded
-from encoders.client import MAX_KEYS, MAX_MESSAGE_BYTES
-from encoders.compute import choose_device
+from encoders.batching import MAX_AGE, Batches, Embedded, Source
+from encoders.client import MAX_KEYS, RETRY_AFTER
+from encoders.compute import Plan, check_compiler, choose_device, compile_encoder, encoder_bytes
 from encoders.encoder import Encoder
-from encoders.fetch import Fetcher
+from encoders.fetch import PER_HOST
 from encoders.keys import KeyRefused, canonical_key
-from encoders.loading import LoadedEncoders, load_encoder
+from encoders.line import TooLate
+from encoders.loaded import LoadedEncoders
+from encoders.loading import load_encoder
 from encoders.matrix import pack
+from encoders.metrics import RetinaMetrics
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest, Outcome
-from encoders.retina_pb2_grpc import add_RetinaServicer_to_server
 from encoders.spec import EncoderSpec, SpecError
 from encoders.weights import WeightsUnavailable
 
 logger = logging.getLogger(__name__)
 
 MAX_KEYS_AT_HAND = 4096  # of all calls: at 100 images/s, more would wait longer than any caller does
-GRACE_SECONDS = 20.0  # > a download's 10 s and the batches after it
-SERVICE = "embark.v1.Retina"
+RETRY_SECONDS = (0.1, 10.0)  # least and most that a busy Retina asks its callers to wait
 
 
 class RetinaService:
@@ -40,32 +43,60 @@ class RetinaService:
         fetcher: downloads images; closed by its owner.
         device: where networks compute, as of `choose_device`.
         max_keys: of one call.
-        max_batch: inputs of one forward pass.
         max_keys_at_hand: of all calls; what is beyond is answered RESOURCE_EXHAUSTED.
+        max_batch: inputs of one pass; what `Plan` has for the device unless given.
+        max_age: seconds for which an input waits for others to share its pass.
+        memory: bytes of encoders' parameters to hold; 0: no limit.
+        compiled: whether torch compiles the networks.
+        per_host: downloads at a time from one host, as the fetcher has it.
         load: spec → encoder; `load_encoder` unless another is given.
+        metrics: told of what happens.
 
     Raises:
-        DeviceUnavailable: this machine has no such device.
+        DeviceUnavailable: this machine has no such device, or cannot compile for it.
     """
 
     def __init__(
         self,
         *,
         registered: Callable[[], Mapping[str, EncoderSpec]],
-        fetcher: Fetcher,
+        fetcher: Source,
         device: str = "auto",
         max_keys: int = MAX_KEYS,
-        max_batch: int = MAX_BATCH,
         max_keys_at_hand: int = MAX_KEYS_AT_HAND,
+        max_batch: int | None = None,
+        max_age: float = MAX_AGE,
+        memory: int = 0,
+        compiled: bool = False,
+        per_host: int = PER_HOST,
         load: Callable[[EncoderSpec], Encoder] | None = None,
+        metrics: RetinaMetrics | None = None,
     ) -> None:
-        self._device = str(choose_device(device))
+        chosen = choose_device(device)
+        if compiled:
+            check_compiler(chosen)
+        plan = Plan.of(chosen.type)
+        if max_batch is not None:
+            plan = replace(plan, images=max_batch, texts=max_batch)
+        self._device = str(chosen)
         self._registered = registered
-        self._loaded = LoadedEncoders(load or partial(load_encoder, device=self._device))
-        self._batches = Batches(fetcher, max_batch=max_batch)
+        self._metrics = metrics or RetinaMetrics()
+        self._loaded = LoadedEncoders(
+            partial(_loaded, load or partial(load_encoder, device=self._device), compiled),
+            budget=memory,
+            size=encoder_bytes,
+        )
+        self._batches = Batches(fetcher, plan=plan, max_age=max_age, per_host=per_host, metrics=self._metrics)
         self._max_keys = max_keys
         self._max_keys_at_hand = max_keys_at_hand
-        self.keys_at_hand = 0
+        self._at_hand: Counter[str] = Counter()  # fingerprint → keys
+        self._metrics.encoders.set_function(lambda: self._loaded.count)
+        self._metrics.encoder_bytes.set_function(lambda: self._loaded.bytes)
+
+    @property
+    def keys_at_hand(self) -> int:
+        """Keys of all calls that are not answered yet."""
+        return self._at_hand.total()
 
     async def Encode(self, request: EncodeRequest, context: grpc.aio.ServicerContext) -> EncodeReply:
         """See `retina.proto`; UNAVAILABLE where weights cannot be had.
@@ -76,24 +107,29 @@ class RetinaService:
         # 1. what concerns the whole
         spec = await self._admitted(request, context)
         began = time.monotonic()
-        self.keys_at_hand += len(request.keys)
-        try:
-            # 2. the encoder, loaded on first use
-            try:
-                encoder = await self._loaded.get(spec)
-            except WeightsUnavailable as error:
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-            except SpecError as error:
-                await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            # 3. canonical keys; those that can name no input are refused one by one
+        left = context.time_remaining()
+        deadline = math.inf if left is None else asyncio.get_running_loop().time() + left
+        with self._taken(spec, len(request.keys)):
+            # 2. canonical keys; those that can name no input are refused one by one
             keys = [_canonical(spec, key) for key in request.keys]
-            # 4. download, decode, compute; a key that stands there twice is embedded once
-            embedded = await self._batches.embed(encoder, [key for key in keys if isinstance(key, str)])
-        finally:
-            self.keys_at_hand -= len(request.keys)
+            try:
+                # 3. the encoder, loaded on first use
+                async with self._loaded.using(spec) as encoder:
+                    # 4. download, decode, compute, in passes shared with other calls; a twin is embedded once
+                    embedded = await self._batches.embed(
+                        encoder, [key for key in keys if isinstance(key, str)], deadline
+                    )
+            except WeightsUnavailable as error:
+                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            except SpecError as error:
+                await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            except TooLate as error:
+                await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         # 5. one outcome a key, in the order of the request
         outcomes = [_refused(key) if isinstance(key, KeyRefused) else _outcome(embedded[key]) for key in keys]
         vectors = [each.vector for key in keys if isinstance(key, str) and (each := embedded[key]).vector is not None]
+        for reason, count in Counter(outcome.reason for outcome in outcomes).items():
+            self._metrics.keys.labels(spec.view, reason or "embedded").inc(count)
         logger.info("%s: %d of %d embedded in %.2f s", spec.view, len(vectors), len(keys), time.monotonic() - began)
         return EncodeReply(
             fingerprint=encoder.spec.fingerprint,
@@ -117,42 +153,103 @@ class RetinaService:
             ]
         )
 
+    async def warm(self, views: Iterable[str]) -> None:
+        """Loads encoders and runs a pass of one input and one of a full batch through each: what is compiled, tuned or
+        allocated on first use is so now.
+
+        Raises:
+            SpecError: a view that is not registered, or weights that are not those which were pinned.
+            WeightsUnavailable: weights that cannot be had now.
+            EncodeError: the network fails.
+        """
+        for view in views:
+            registered = self._registered()
+            spec = registered.get(view)
+            if spec is None:
+                raise SpecError(f"cannot warm view {view!r}: registered are {', '.join(registered) or 'none'}")
+            began = time.monotonic()
+            async with self._loaded.using(spec) as encoder:
+                await self._batches.warm(encoder)
+            logger.info("%s is warm after %.1f s", view, time.monotonic() - began)
+
     def close(self) -> None:
         """Ends the threads, once they have done what they have at hand."""
         self._loaded.close()
         self._batches.close()
+
+    @contextmanager
+    def _taken(self, spec: EncoderSpec, count: int) -> Iterator[None]:
+        self._at_hand[spec.fingerprint] += count
+        self._metrics.keys_at_hand.set(self.keys_at_hand)
+        try:
+            yield
+        finally:
+            self._at_hand[spec.fingerprint] -= count
+            self._metrics.keys_at_hand.set(self.keys_at_hand)
 
     async def _admitted(self, request: EncodeRequest, context: grpc.aio.ServicerContext) -> EncoderSpec:
         registered = self._registered()
         spec = registered.get(request.view)
         if spec is None:
             known = ", ".join(registered) or "none"
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"unknown view {request.view!r}; known are: {known}")
+            await self._refuse(context, grpc.StatusCode.NOT_FOUND, f"unknown view {request.view!r}; known are: {known}")
         if request.fingerprint not in ("", spec.fingerprint):
-            await _abort(
+            await self._refuse(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"{spec.view} has fingerprint {spec.fingerprint} here, not {request.fingerprint}",
             )
         if len(request.keys) > self._max_keys:
-            await _abort(
+            await self._refuse(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"{len(request.keys)} keys, {self._max_keys} are allowed in a call",
             )
         # A call that comes alone is never too much, whatever the limits are.
-        if self.keys_at_hand and self.keys_at_hand + len(request.keys) > self._max_keys_at_hand:
-            await _abort(
+        at_hand = self.keys_at_hand
+        if not at_hand:
+            return spec
+        queue_seconds = self._batches.seconds(self._at_hand)
+        excess = at_hand + len(request.keys) - self._max_keys_at_hand
+        if excess > 0:
+            await self._refuse_as_busy(
                 context,
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self.keys_at_hand} keys are at hand, {self._max_keys_at_hand} are allowed: try again in a second",
+                f"{at_hand} keys are at hand, {self._max_keys_at_hand} are allowed",
+                queue_seconds * min(1.0, excess / at_hand),
+            )
+        left = context.time_remaining()
+        if left is not None and queue_seconds > left:
+            await self._refuse_as_busy(
+                context,
+                f"{at_hand} keys are at hand, which take {queue_seconds:.1f} s, and the call has {left:.1f} s left",
+                queue_seconds - left,
             )
         return spec
 
+    async def _refuse_as_busy(self, context: grpc.aio.ServicerContext, why: str, seconds: float) -> NoReturn:
+        least, most = RETRY_SECONDS
+        wait = min(max(seconds, least), most)
+        hint = ((RETRY_AFTER, str(round(1000 * wait))),)
+        details = f"{why}: try again in {wait:.1f} s"
+        await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, details, hint)
 
-async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
-    await context.abort(code, details)
-    raise AssertionError("abort raises")
+    async def _refuse(
+        self,
+        context: grpc.aio.ServicerContext,
+        code: grpc.StatusCode,
+        details: str,
+        hint: tuple[tuple[str, str], ...] = (),
+    ) -> NoReturn:
+        self._metrics.rejected.labels(code.name).inc()
+        await context.abort(code, details, hint)
+        raise AssertionError("abort raises")
+
+
+def _loaded(load: Callable[[EncoderSpec], Encoder], compiled: bool, spec: EncoderSpec) -> Encoder:
+    encoder = load(spec)
+    if compiled:
+        compile_encoder(encoder)
+    return encoder
 
 
 def _canonical(spec: EncoderSpec, key: str) -> str | KeyRefused:
@@ -175,53 +272,3 @@ def _outcome(embedded: Embedded) -> Outcome:
         retryable=embedded.error.retryable,
         content_hash=embedded.content_hash,
     )
-
-
-class RetinaServer:
-    """A server of one service, with gRPC's health service: it serves while it is in its context.
-
-    Leaving the context refuses new calls at once, gives those at hand `grace` seconds, then cancels them.
-
-    Args:
-        service: what answers; closed at the end.
-        address: `host:port` to listen on; port 0 takes a free one, found in `port`.
-        grace: seconds.
-    """
-
-    def __init__(self, service: RetinaService, address: str, *, grace: float = GRACE_SECONDS) -> None:
-        self._service = service
-        self._address = address
-        self._grace = grace
-        self._health = health.aio.HealthServicer()
-        self.port = 0
-
-    async def __aenter__(self) -> Self:
-        """Listens.
-
-        Raises:
-            OSError: the address cannot be listened on.
-        """
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),  # a second Retina on the port is an error, not a share of the calls
-            ]
-        )
-        add_RetinaServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        try:
-            self.port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(errno.EADDRINUSE, f"Retina cannot listen on {self._address}") from error
-        await self._server.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._grace)
-        self._service.close()

@@ -80,6 +80,8 @@ class Patience:
                 except OUTAGES as error:
                     tries += 1
                     seconds = min(MAX_STALL_SECONDS, 0.25 * 2 ** min(tries, 10))
+                    if isinstance(error, RetinaBusy) and error.retry_after:
+                        seconds = min(MAX_STALL_SECONDS, error.retry_after)  # it knows how long its queue is
                     stall.on(cause_of(error))
                     level = logging.WARNING if tries <= QUIET_TRIES else logging.ERROR
                     logger.log(

@@ -13,7 +13,8 @@ import torch
 
 from encoders.fetch import Fetcher
 from encoders.network import system_addresses
-from encoders.service import RetinaServer, RetinaService
+from encoders.server import RetinaServer
+from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
 
 IMAGE = EncoderSpec(

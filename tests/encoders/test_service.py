@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,16 +13,20 @@ import numpy as np
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 from torchvision.models import get_model
 
 from encoders.client import Encoded, RetinaAway, RetinaBusy, RetinaClient, RetinaRefused
-from encoders.compute import DeviceUnavailable, choose_device
+from encoders.compute import DeviceUnavailable, Plan, choose_device
 from encoders.encoder import EncodeError, Encoder
 from encoders.fetch import Fetcher
 from encoders.loading import load_encoder
-from encoders.service import RetinaServer, RetinaService
-from encoders.spec import EncoderSpec
+from encoders.metrics import RetinaMetrics
+from encoders.server import RetinaServer
+from encoders.service import RetinaService
+from encoders.spec import EncoderSpec, SpecError
 from encoders.weights import WeightsUnavailable
 from tests.encoders import web
 from tests.encoders.pictures import file_of, photographs
@@ -338,3 +343,114 @@ async def eventually(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+def test_it_is_not_ready_until_its_views_are_warm_and_clients_wait_for_that() -> None:
+    async def run() -> None:
+        planted = PlantedEncoder()
+        planted.proceed.clear()
+        specs = {"t__v1": planted.spec}
+        async with Fetcher() as fetcher:
+            service = RetinaService(
+                registered=lambda: specs, fetcher=fetcher, device="cpu", load=lambda spec: planted, max_batch=3
+            )
+            async with RetinaServer(service, "127.0.0.1:0", ready=False) as server:
+                address = f"127.0.0.1:{server.port}"
+                async with grpc.aio.insecure_channel(address) as channel:
+                    check = health_pb2_grpc.HealthStub(channel).Check
+                    warming = asyncio.create_task(service.warm(["t__v1"]))
+                    answer = await check(health_pb2.HealthCheckRequest(service="embark.v1.Retina"))
+                    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+                    with RetinaClient(address) as client:
+                        with pytest.raises(RetinaAway, match="UNAVAILABLE"):
+                            await asyncio.to_thread(client.encode, "t__v1", "", ["a"], 20)
+                        planted.proceed.set()
+                        await warming
+                        assert [len(batch) for batch in planted.batches] == [1, 3]
+                        await server.set_ready()
+                        answer = await check(health_pb2.HealthCheckRequest(service="embark.v1.Retina"))
+                        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                        async with asyncio.timeout(20):
+                            while True:
+                                with contextlib.suppress(RetinaAway):  # until it has heard
+                                    await asyncio.to_thread(client.encode, "t__v1", "", ["a"], 20)
+                                    break
+                with pytest.raises(SpecError, match="cannot warm view 'x__v1': registered are t__v1"):
+                    await service.warm(["x__v1"])
+
+    asyncio.run(run())
+
+
+def test_warming_runs_real_networks_of_both_kinds() -> None:
+    async def run() -> None:
+        async with running() as (service, _, address):
+            await service.warm(VIEWS)
+            with RetinaClient(address) as client:
+                assert all(e.loaded for e in (await asyncio.to_thread(client.encoders)).encoders)
+
+    asyncio.run(run())
+
+
+def test_a_busy_retina_says_how_long_its_queue_is() -> None:
+    async def run() -> None:
+        planted = PlantedEncoder()
+        encode_batch = planted.encode
+
+        def slowly(batch: Sequence[str]) -> NDArray[np.float32]:
+            threading.Event().wait(0.2 * len(batch))
+            return encode_batch(batch)
+
+        planted.encode = slowly  # type: ignore[method-assign]
+        specs = {"t__v1": planted.spec}
+        registry = CollectorRegistry()
+        value = registry.get_sample_value
+
+        def counted() -> list[float]:
+            """Calls refused as busy, and keys embedded. With Feast in the process, registries share their counts."""
+            busy = value("embark_retina_rejected_calls_total", {"code": "RESOURCE_EXHAUSTED"})
+            return [busy or 0, value("embark_retina_keys_total", {"view": "t__v1", "outcome": "embedded"}) or 0]
+
+        async with running(specs, load=lambda spec: planted, max_keys_at_hand=10, metrics=RetinaMetrics(registry)) as (
+            service,
+            encode,
+            _,
+        ):
+            before = counted()
+            await encode("t__v1", ["a", "b"])  # now it knows its pace: 0.2 s a key, in as many lanes as there are cores
+            planted.proceed.clear()
+            first = asyncio.create_task(encode("t__v1", [str(n) for n in range(10)]))
+            await eventually(lambda: service.keys_at_hand == 10)
+            with pytest.raises(RetinaBusy, match="10 keys are at hand, 10 are allowed: try again in") as caught:
+                await encode("t__v1", [str(n) for n in range(8)])
+            assert 0.1 <= caught.value.retry_after <= 10
+            queue_seconds = 10 * 0.2 / Plan.of("cpu").lanes
+            assert caught.value.retry_after >= 0.8 * min(queue_seconds, 10) * 0.9  # 8 of 10 must leave
+            # who has less time than the queue takes is told at once, rather than at the end of it
+            service._max_keys_at_hand = 100
+            service._batches.seconds = lambda keys: 50.0  # type: ignore[method-assign]
+            with pytest.raises(RetinaBusy, match=r"which take 50\.0 s, and the call has \d+\.\d s left"):
+                await encode("t__v1", ["x"], timeout=30)
+            planted.proceed.set()
+            await first
+        assert counted() == [count + more for count, more in zip(before, (2, 12), strict=True)]
+        assert value("embark_retina_keys_at_hand") == 0
+        assert value("embark_retina_encoders_loaded") == 1
+
+    asyncio.run(run())
+
+
+def test_its_services_are_described_to_tools_unless_that_is_turned_off() -> None:
+    async def listed(reflects: bool) -> list[str]:
+        async with Fetcher() as fetcher:
+            service = RetinaService(registered=dict, fetcher=fetcher, device="cpu")
+            async with (
+                RetinaServer(service, "127.0.0.1:0", reflects=reflects) as server,
+                grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+            ):
+                request = reflection_pb2.ServerReflectionRequest(list_services="")
+                info = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+                return [each.name async for answer in info for each in answer.list_services_response.service]
+
+    assert "embark.v1.Retina" in asyncio.run(listed(True))
+    with pytest.raises(grpc.aio.AioRpcError, match="Method not found"):
+        asyncio.run(listed(False))

@@ -454,6 +454,17 @@ def test_a_busy_or_absent_retina_is_waited_for_and_costs_no_attempt(
     assert [r for r in caplog.records if r.levelno == logging.ERROR]
 
 
+@pytest.mark.parametrize(("hint", "waited"), [(3.0, 3.0), (600.0, 10.0)])
+def test_a_busy_retina_is_given_the_time_that_it_asks_for_up_to_a_limit(
+    kitchen: Kitchen, hint: float, waited: float
+) -> None:
+    kitchen.retina.errors.append(RetinaBusy("full", hint))
+    kitchen.ask("a")
+    kitchen.run()
+    assert kitchen.keys == {"a"}
+    assert waited <= kitchen.clock.seconds < waited + 2
+
+
 @pytest.mark.parametrize("error", [RetinaAway("gone"), RetinaBusy("full")])
 def test_while_a_batch_waits_no_partition_is_read(kitchen: Kitchen, error: Exception) -> None:
     kitchen.retina.errors.append(error)
