@@ -37,7 +37,7 @@ from training.inputs import COLUMNS
 from training.metrics import auc
 from training.predict import predict
 from training.prepare import held_out, prepare
-from training.saved import Trained
+from training.saved import Trained, new_model
 from training.synthetic import SyntheticLog, make_log
 from training.train import Material, train
 
@@ -290,8 +290,6 @@ def main() -> None:
 
 def _untrained(bench: Bench, model: Mapping[str, object], material: Material) -> Trained:
     """What `held_out` needs of a model: its config and vocabularies."""
-    from training.saved import new_model
-
     return new_model(config(bench.log, bench.size, model), material.vocabularies, material.dims)
 
 

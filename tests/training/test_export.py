@@ -1,5 +1,6 @@
 """A component that leaves the model computes outside of it what it computed inside."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from encoders.conv import ConvEncoder, ConvNetwork
 from encoders.spec import EncoderSpec
 from encoders.text import TextEncoder, TextNetwork, TextPreprocessing
 from tests.training.logs import COLOURS, TITLES, impressions, picture, write_log
-from training.config import Config
+from training.config import Config, load_config
 from training.examples import Examples, Inputs, Rows, examples
 from training.export import declaration, declare, export
 from training.inputs import inputs
@@ -30,16 +31,12 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(log: Path) -> Trained:
-    from training.config import load_config
-
     config: Config = load_config(log / "ctr.toml")
     return train(config, prepare(config), log / "run").trained
 
 
 def looked_up(whole: Examples, part: str, vectors: np.ndarray) -> Examples:
     """The same examples, with a part's embeddings in the place of what its network takes."""
-    from dataclasses import replace
-
     table = Rows((np.concatenate([np.zeros_like(vectors[:1]), vectors]),))
     return replace(whole, parts=dict(whole.parts) | {part: Inputs(table=table, row_N=whole.parts[part].row_N)})
 
