@@ -78,7 +78,7 @@ class Size:
     of_networks: int
 
 
-FULL = Size(candidates=500, rounds=150, of_networks=4)
+FULL = Size(candidates=500, rounds=100, of_networks=3)
 FAST = Size(candidates=30, rounds=4, of_networks=1)
 
 

@@ -37,7 +37,7 @@ from training.inputs import COLUMNS
 from training.metrics import auc
 from training.predict import predict
 from training.prepare import held_out, prepare
-from training.saved import Trained
+from training.saved import Trained, new_model
 from training.synthetic import SyntheticLog, make_log
 from training.train import Material, train
 
@@ -87,7 +87,7 @@ class Size:
     batches: int
 
 
-FULL = Size(items=800, impressions=60_000, epochs=4, seeds=3, batches=5)
+FULL = Size(items=1500, impressions=100_000, epochs=3, seeds=3, batches=4)
 FAST = Size(items=40, impressions=1500, epochs=1, seeds=1, batches=2)
 
 
@@ -128,6 +128,7 @@ def config(log: SyntheticLog, size: Size, model: Mapping[str, object], seed: int
                 "context": ("user_segment", "device", "hour"),
                 "width": 32,
                 "components": 2,
+                "dropout": 0.3,
                 "oov_dropout": 0.15,
                 "conv": {"size": 96, "channels": (32, 64, 128), "dim": 64},
                 "lstm": {"width": 64, "dim": 64},
@@ -137,8 +138,8 @@ def config(log: SyntheticLog, size: Size, model: Mapping[str, object], seed: int
                 "epochs": size.epochs,
                 "patience": 2,
                 "batch_size": 256,
-                "learning_rate": 2e-3,
-                "weight_decay": 0.05,
+                "learning_rate": 5e-4,
+                "weight_decay": 1.0,
                 "seed": seed,
             },
         }
@@ -289,8 +290,6 @@ def main() -> None:
 
 def _untrained(bench: Bench, model: Mapping[str, object], material: Material) -> Trained:
     """What `held_out` needs of a model: its config and vocabularies."""
-    from training.saved import new_model
-
     return new_model(config(bench.log, bench.size, model), material.vocabularies, material.dims)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torchvision.models import get_model_weights
 
 from embark.photographs import photographs as catalogue
+from encoders.compute import compute_in_threads
 from encoders.encoder import Encoder
 from encoders.image import torchvision_preprocessing
 from encoders.pixels import decode

@@ -1,19 +1,20 @@
 """A component that leaves the model computes outside of it what it computed inside."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from encoders.checkpoint import load_checkpoint
-from encoders.conv import ConvEncoder, ConvNetwork
+from encoders.encoder import Encoder
+from encoders.loading import load_encoder
 from encoders.spec import EncoderSpec
-from encoders.text import TextEncoder, TextNetwork, TextPreprocessing
+from encoders.weights import pin_weights
 from tests.training.logs import COLOURS, TITLES, impressions, picture, write_log
-from training.config import Config
+from training.config import Config, load_config
 from training.examples import Examples, Inputs, Rows, examples
-from training.export import declaration, declare, export
+from training.export import Exported, declaration, declare, export
 from training.inputs import inputs
 from training.predict import predict
 from training.prepare import prepare
@@ -30,31 +31,20 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(log: Path) -> Trained:
-    from training.config import load_config
-
     config: Config = load_config(log / "ctr.toml")
     return train(config, prepare(config), log / "run").trained
 
 
 def looked_up(whole: Examples, part: str, vectors: np.ndarray) -> Examples:
     """The same examples, with a part's embeddings in the place of what its network takes."""
-    from dataclasses import replace
-
     table = Rows((np.concatenate([np.zeros_like(vectors[:1]), vectors]),))
     return replace(whole, parts=dict(whole.parts) | {part: Inputs(table=table, row_N=whole.parts[part].row_N)})
 
 
-def spec(modality: str, dim: int) -> EncoderSpec:
-    network = "text_lstm" if modality == "text" else "torchvision:resnet18"
-    return EncoderSpec(
-        name="ours",
-        version="v1",
-        modality=modality,
-        dim=dim,
-        network=network,
-        weights="seeded:0",
-        pinned="seeded:0",  # type: ignore[arg-type]
-    )
+def in_retina(exported: Exported) -> Encoder:
+    """The exported encoder, declared, pinned and loaded as `feast apply` and Retina do."""
+    declared: EncoderSpec = eval(exported.declaration)  # noqa: S307 - as the catalog holds it
+    return load_encoder(pin_weights(declared, lambda line: None), "cpu")
 
 
 def test_encoder_and_rest_together_score_as_the_whole_did(trained: Trained, tmp_path: Path) -> None:
@@ -62,12 +52,8 @@ def test_encoder_and_rest_together_score_as_the_whole_did(trained: Trained, tmp_
     shown = impressions(400, seed=9)
     whole = examples(shown, inputs(shown, trained.config, None), trained.vocabularies)
     expected = predict(trained.model, whole)
-    cpu = torch.device("cpu")
-
     image = export(trained, "image", "ctr_image", "v1", tmp_path)
-    held = load_checkpoint(image.encoder)
-    assert isinstance(held.network, ConvNetwork)
-    retina = ConvEncoder(spec("image", held.dim), held.network, held.preprocessing, cpu)  # type: ignore[arg-type]
+    retina = in_retina(image)
     # the distinct pictures in the order in which they first come
     first = list(dict.fromkeys(i for i in shown.values("item_id")))
     prepared = [retina.prepare(picture(COLOURS[int(str(i)) % 2])) for i in first]
@@ -79,10 +65,7 @@ def test_encoder_and_rest_together_score_as_the_whole_did(trained: Trained, tmp_
     assert (found.moments()[1] - expected.moments()[1]).abs().max() < 1e-4
 
     text = export(composed, "text", "ctr_text", "v2", tmp_path)
-    held = load_checkpoint(text.encoder)
-    assert isinstance(held.network, TextNetwork)
-    assert isinstance(held.preprocessing, TextPreprocessing)
-    reader = TextEncoder(spec("text", held.dim), held.network, held.preprocessing, cpu)
+    reader = in_retina(text)
     titles = list(dict.fromkeys(shown.values("text")))
     vectors = reader.encode([reader.prepare(str(title).encode()) for title in titles])
     both = load_model(text.model)
