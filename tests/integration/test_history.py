@@ -20,7 +20,10 @@ from feature_repo.session import connect
 from feature_repo.views import encoder_specs
 from materializer.archive import EmbeddedBatch, FeastArchive
 from serving.archive import EmbeddingArchive
+from serving.freshness import apply
+from serving.hot_cache import HotCaches
 from serving.requests import MemoryRequests
+from serving.store_reads import StoreReads
 from training.history import historical_embeddings
 from training.impressions import Impressions
 
@@ -69,11 +72,6 @@ class LookUp:
     vector: NDArray[np.float32]
 
 
-def archive_of(store: FeatureStore, marks: CassandraFailureMarks) -> EmbeddingArchive:
-    directory = EncoderDirectory(lambda: encoder_specs(store))
-    return EmbeddingArchive(directory, FeastOnlineRows(store), marks, MemoryRequests())
-
-
 def embedded(draw: np.random.Generator, spec: EncoderSpec, tick: int) -> EmbeddedBatch:
     """Some keys for the first time or again; some with an event time of before, as late requests have it."""
     keys = [str(key) for key in draw.choice(KEYS[:30], size=int(draw.integers(1, 4)), replace=False)]
@@ -93,7 +91,25 @@ def live_through(store: FeatureStore) -> tuple[list[LookUp], list[OnItsWay]]:
     draw = np.random.default_rng(3)
     spec = encoder_specs(store)[VIEW]
     marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
-    writes, archive = FeastArchive(store, FeastOnlineRows(store)), archive_of(store, marks)
+    rows, caches = FeastOnlineRows(store), HotCaches(megabytes=1, seconds=3600)
+    writes = FeastArchive(store, rows)
+    with closing(StoreReads(rows, marks)) as reads:
+        # A busy machine is slow, and no outage.
+        directory = EncoderDirectory(lambda: encoder_specs(store))
+        archive = EmbeddingArchive(directory, reads, MemoryRequests(), caches, budget=60.0)
+        lived = simulated(spec, draw, writes, archive, marks, caches)
+    assert caches.of(spec).counts.hits > LOOKED_UP  # the caches answered, too
+    return lived
+
+
+def simulated(
+    spec: EncoderSpec,
+    draw: np.random.Generator,
+    writes: FeastArchive,
+    archive: EmbeddingArchive,
+    marks: CassandraFailureMarks,
+    caches: HotCaches,
+) -> tuple[list[LookUp], list[OnItsWay]]:
     looked_up: list[LookUp] = []
     on_its_way: list[OnItsWay] = []
     for tick in range(TICKS):
@@ -105,6 +121,8 @@ def live_through(store: FeatureStore) -> tuple[list[LookUp], list[OnItsWay]]:
         for each in on_its_way:
             if each.visible == tick:
                 writes.write_online(spec, each.batch)
+                for announced in each.batch.announcements(VIEW):  # as the topic brings them, at once
+                    apply(announced, caches)
         # 3. some cannot be embedded
         if tick % 10 == 0:
             marks.mark(VIEW, dict.fromkeys(draw.choice(KEYS[30:], size=2), "NotFound: planted"))
