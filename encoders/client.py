@@ -26,6 +26,9 @@ REFUSALS = (
 )
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # cancelled by a Retina that stops: we cancel nothing
 
+FIRST_WAIT_SECONDS = 0.1  # before all are asked again; doubled each time
+RECONNECT_SECONDS = 6.0  # > the 2 s after which gRPC tries to connect again, and a busy machine
+
 Reply = TypeVar("Reply", EncodeReply, EncodersReply)
 
 
@@ -132,8 +135,29 @@ class RetinaClient:
         return reply
 
     def _asked(self, ask: Callable[[Replica, float], Reply], timeout: float) -> tuple[Replica, Reply]:
-        """The first answer, and who gave it."""
+        """The first answer, and who gave it.
+
+        Where none of several answers, they are asked again for a moment: one that has just come back is not connected
+        to yet, and the others may have ended meanwhile, as in a rolling restart.
+        """
         deadline = time.monotonic() + timeout
+        give_up = deadline
+        wait = FIRST_WAIT_SECONDS
+        tried = False
+        while True:
+            try:
+                return self._asked_once(ask, deadline)
+            except RetinaAway:
+                now = time.monotonic()
+                if not tried:
+                    give_up = min(deadline, now + RECONNECT_SECONDS) if self._replicas.several else now
+                    tried = True
+                if now + wait >= give_up:
+                    raise
+            time.sleep(wait)
+            wait *= 2
+
+    def _asked_once(self, ask: Callable[[Replica, float], Reply], deadline: float) -> tuple[Replica, Reply]:
         errors: list[RetinaError] = []
         for replica in self._replicas.in_turn():
             left = deadline - time.monotonic()

@@ -63,6 +63,11 @@ class Replicas:
             channel = grpc.insecure_channel(name, options=CHANNEL)
             self._replicas = [*self._replicas, Replica(name, channel, RetinaStub(channel))]
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one to ask."""
+        return len(self._replicas) > 1
+
     def in_turn(self) -> Iterator[Replica]:
         """All of them once, each call beginning with the next one; those that are away at the end."""
         with self._lock:

@@ -23,16 +23,19 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Planted(RetinaServicer):
-    """Refuses with a code, or answers."""
+    """Refuses its first calls with a code, or answers."""
 
-    def __init__(self, code: grpc.StatusCode | None = None, retry_after_ms: int = 0) -> None:
+    def __init__(
+        self, code: grpc.StatusCode | None = None, retry_after_ms: int = 0, refusals: float = float("inf")
+    ) -> None:
         self.code = code
         self.retry_after_ms = retry_after_ms
+        self.refusals = refusals
         self.calls = 0
 
     def Encode(self, request: EncodeRequest, context: grpc.ServicerContext) -> EncodeReply:
         self.calls += 1
-        if self.code is not None:
+        if self.code is not None and self.calls <= self.refusals:
             context.set_trailing_metadata(((RETRY_AFTER, str(self.retry_after_ms)),))
             context.abort(self.code, "planted")
         outcomes = [Outcome() for _ in request.keys]
@@ -93,6 +96,13 @@ def test_a_refusal_is_final_and_where_none_answers_that_is_said() -> None:
         assert works.calls == 0
     with RetinaClient("127.0.0.1:1,127.0.0.1:2") as client, pytest.raises(RetinaAway, match="UNAVAILABLE"):
         client.encode("v", "", ["a"], 5)
+
+
+def test_where_all_are_away_for_a_moment_only_the_call_waits() -> None:
+    back = [Planted(grpc.StatusCode.UNAVAILABLE, refusals=2) for _ in range(2)]
+    with serving(*back) as addresses, RetinaClient(addresses) as client:
+        assert client.encode("v", "", ["a"], 60).vectors.shape == (1, 1)
+    assert sorted(each.calls for each in back) == [2, 3]
 
 
 def test_one_that_was_away_is_asked_last_and_in_its_turn_a_second_later() -> None:
