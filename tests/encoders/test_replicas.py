@@ -141,6 +141,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.chaos
 def test_killing_one_of_two_retinas_under_load_is_seen_by_no_caller() -> None:
     ports = free_port(), free_port()
     processes = [start(port) for port in ports]

@@ -251,6 +251,7 @@ for i in range(first, first + 100_000):
 """
 
 
+@pytest.mark.chaos
 def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged(
     made: tuple[FeatureStore, FeatureView], tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def settings(feature_repo_dir: Path, tmp_path: Path) -> Settings:
     )
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_restart_under_load_fails_no_call_and_a_killed_process_comes_back(settings: Settings, tmp_path: Path) -> None:
     failed: list[str] = []

@@ -25,6 +25,8 @@ from feature_repo.session import connect
 from feature_repo.views import feast_objects, request_topic
 from serving.client import Answer, ClientError, EmbArkClient
 
+pytestmark = pytest.mark.chaos
+
 TEXT = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=64, network="text_lstm", weights="seeded:0")
 PATIENCE = 90.0
 

@@ -361,6 +361,7 @@ class PacedRetina(MemoryRetina):
         return super().encode(view, fingerprint, keys, timeout)
 
 
+@pytest.mark.chaos
 def test_a_look_up_overtakes_a_backfill_of_a_hundred_thousand_keys(
     bench: Bench, record_property: Callable[[str, object], None]
 ) -> None:
