@@ -23,17 +23,19 @@ from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
+from itertools import islice
 from multiprocessing.connection import Connection
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.comparison import WrongAnswer, options, publish
-from embark.photographs import SOURCES, _home
 from encoders.fetch import Fetcher
 from encoders.pixels import decode
+from training.photographs import pictures
 
 CLAIM = 100.0  # images per CPU-second
+PHOTOGRAPHS = 12
 SIDE = 500  # the longer one
 TARGET = 256  # the shorter one, resized
 AT_ONCE = 16
@@ -49,9 +51,7 @@ LIMIT, OURS, PEER, DOWNLOAD = (
 def files() -> dict[str, bytes]:
     """Path → JPEG of quality 90."""
     found = {}
-    for n, (package, file) in enumerate(SOURCES):
-        with Image.open(_home(package) / file) as opened:
-            picture = opened.convert("RGB")
+    for n, picture in enumerate(islice(pictures().values(), PHOTOGRAPHS)):
         scale = SIDE / max(picture.size)
         buffer = io.BytesIO()
         picture.resize((round(picture.width * scale), round(picture.height * scale))).save(buffer, "JPEG", quality=90)
