@@ -11,7 +11,7 @@ import grpc
 
 from serving.limits import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 
-ATTEMPTS = 4
+ATTEMPTS = 5  # the most that gRPC allows; over 1.6 s, in which a connection that was refused is tried again twice
 RETRIED = (
     "UNAVAILABLE",
 )  # the call was not begun, or its server is gone: a look-up changes nothing, so it may go twice
@@ -22,8 +22,8 @@ SERVICE_CONFIG = {
             "name": [{"service": "embark.v1.EmbArk"}],
             "retryPolicy": {
                 "maxAttempts": ATTEMPTS,
-                "initialBackoff": "0.02s",
-                "maxBackoff": "0.5s",
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
                 "backoffMultiplier": 3,
                 "retryableStatusCodes": list(RETRIED),
             },
