@@ -141,17 +141,15 @@ class RetinaClient:
         to yet, and the others may have ended meanwhile, as in a rolling restart.
         """
         deadline = time.monotonic() + timeout
-        give_up = deadline
+        give_up: float | None = None  # known when none has answered
         wait = FIRST_WAIT_SECONDS
-        tried = False
         while True:
             try:
                 return self._asked_once(ask, deadline)
             except RetinaAway:
                 now = time.monotonic()
-                if not tried:
+                if give_up is None:
                     give_up = min(deadline, now + RECONNECT_SECONDS) if self._replicas.several else now
-                    tried = True
                 if now + wait >= give_up:
                     raise
             time.sleep(wait)
