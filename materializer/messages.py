@@ -238,7 +238,7 @@ def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -
         raise MalformedMessage(f"field {name!r} is missing")
     if type(value) is not kind:  # bool is an int, and no number of microseconds
         raise MalformedMessage(f"field {name!r} is {type(value).__name__}, {kind.__name__} is expected")
-    if isinstance(value, str):
+    if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:

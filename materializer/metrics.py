@@ -80,8 +80,10 @@ class WorkerMetrics:
     def archived(self, view: str, embeddings: int, waited: Sequence[float]) -> None:
         """So many embeddings can be looked up; for those that look-ups missed, the seconds since they did."""
         self._archived.labels(view).inc(embeddings)
-        for seconds in waited:
-            self._miss_to_hit.labels(view).observe(seconds)
+        if waited:
+            miss_to_hit = self._miss_to_hit.labels(view)
+            for seconds in waited:
+                miss_to_hit.observe(seconds)
 
     def tried_again(self, reason: str) -> None:
         """The retry topic has a request."""

@@ -329,9 +329,9 @@ class Worker:
                     self._directory.refresh()  # it may have been applied a moment ago; once a batch
                     refreshed = True
                 spec = self._directory.spec(request.view)
-                request = replace(
-                    request, key=canonical_key(spec, request.key), requested_at=self._event_time(request, record)
-                )
+                key, event_time = canonical_key(spec, request.key), self._event_time(request, record)
+                if (key, event_time) != (request.key, request.requested_at):
+                    request = replace(request, key=key, requested_at=event_time)
             except (MalformedMessage, UnknownView, KeyRefused) as error:
                 reason, detail = type(error).__name__, str(error)
                 failures.append(

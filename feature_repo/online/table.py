@@ -3,7 +3,7 @@
     entity_key blob      Feast's serialized entity key
     event_time bigint    microseconds since 1970, descending ┐
     created_time bigint  microseconds since 1970, descending ├ the version of the row, newest first
-    digest bigint        how many values, and a hash of them ┘
+    digest bigint        how many values, and sums of them  ┘
     nulls set<text>      features that were written as null; one that stands in no column was not written at all
     "<feature>__<type>"  the features, see `columns`
 

@@ -3,17 +3,23 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from queue import SimpleQueue
+from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from feature_repo.online.cluster import WRITE
+from feature_repo.online.direct import DirectWrites, Numbered
 from feature_repo.online.reads import awaitable
 from feature_repo.online.rows import RowToWrite, described, key_values
 from feature_repo.online.statements import RawBound
 from feature_repo.session import StoreUnavailable
 
 NAMED = 3  # failed keys in a message; the rest is counted
+BURST = 32  # rows that leave together at most: fewer cost more each, more leave a node idle between them
+OVERDUE_SECONDS = 0.25  # between two looks for rows whose answers take too long
+LEAST_SECONDS = 0.05  # that the driver is given for a row that the first node did not carry out
 
 
 class WriteFailed(StoreUnavailable):
@@ -41,16 +47,20 @@ def write(
 
     Each statement is asked for when there is room for it.
     """
-    writing = _Writing(session, statements, tell=progress is not None)
+    writing = _Writing(session, statements, concurrency, tell=progress is not None)
     try:
-        for _ in range(concurrency):
-            writing.send()
-        ended = 0
-        while ended < concurrency:
-            if writing.told.get() is None:
-                ended += 1
-            else:
+        writing.refill()
+        looked = time.monotonic()
+        while True:
+            try:
+                if writing.told.get(timeout=OVERDUE_SECONDS) is None:
+                    break
                 progress(1)  # type: ignore[misc]  # nothing is told where there is none
+            except Empty:
+                pass
+            if time.monotonic() - looked >= OVERDUE_SECONDS:
+                writing.end_overdue()
+                looked = time.monotonic()
     finally:
         writing.statements = iter(())  # nothing more leaves, where this thread was interrupted
     if writing.broken is not None:
@@ -59,82 +69,105 @@ def write(
 
 
 class _Writing:
-    """Statements on their way: the answer to one sends the next, in the driver's own thread.
+    """Statements on their way: the answers to some send the next, in the driver's own thread.
 
     To wake the caller's thread for each would take as long as to send it.
 
     Attributes:
         statements: position and statement, those that have not left.
         failures: position of a statement → why it failed.
-        told: None whenever `send` finds nothing left to send; with `tell` also a position for each answer, which wakes
-            the caller.
+        told: None at the end; with `tell` also a position for each answer, which wakes the caller.
         broken: what making a statement raised.
     """
 
-    def __init__(self, session: Any, statements: Iterable[RawBound], *, tell: bool) -> None:
+    def __init__(self, session: Any, statements: Iterable[RawBound], concurrency: int, *, tell: bool) -> None:
         self._session = session
         self._process = os.getpid()
         self._tell = tell
+        self._concurrency = concurrency
+        self._burst = max(1, min(BURST, concurrency // 4))
+        self._direct = DirectWrites.of(session, WRITE, self._settle, self._give_driver)
         self._lock = threading.Lock()
+        self._room = concurrency  # statements that may leave
+        self._ended = False  # nothing is left to send
         self._unanswered: set[int] = set()
-        self.statements: Iterator[tuple[int, RawBound]] = enumerate(statements)
+        self._refilling: set[int] = set()  # threads
+        self.statements: Iterator[Numbered] = enumerate(statements)
         self.failures: dict[int, BaseException] = {}
         self.told: SimpleQueue[int | None] = SimpleQueue()
         self.broken: BaseException | None = None
 
-    def send(self) -> None:
-        """Sends the next statement that can be sent; its answer does the same."""
-        while True:
+    def refill(self) -> None:
+        """Sends what there is room for, a burst at a time."""
+        thread = threading.get_ident()
+        if thread in self._refilling:
+            return  # an answer came in the very call that sent; the loop below goes on from there
+        self._refilling.add(thread)
+        try:
+            while burst := self._take():
+                for position, statement in burst if self._direct is None else self._direct.send(burst):
+                    self._give_driver(position, statement)
+        finally:
+            self._refilling.discard(thread)
+
+    def end_overdue(self) -> None:
+        """Ends statements whose answers take too long, where the driver does not."""
+        if self._direct is not None:
+            self._direct.end_overdue()
+
+    def _take(self) -> list[Numbered]:
+        """The next statements, where there is room for a burst of them, or where nothing is on its way."""
+        with self._lock:
+            if self._ended or (self._room < self._burst and self._room < self._concurrency):
+                return []
+            size, burst = min(self._room, self._burst), []
             try:
-                with self._lock:
-                    position, statement = next(self.statements)
+                burst = list(islice(self.statements, size))
             except Exception as error:  # noqa: BLE001 - raised in the caller's thread
-                if not isinstance(error, StopIteration):
-                    self.broken = error
+                self.broken = error
+            self._room -= len(burst)
+            self._unanswered.update(position for position, _ in burst)
+            self._ended = len(burst) < size
+            if self._ended and self._room == self._concurrency:
                 self.told.put(None)
-                return
-            self._unanswered.add(position)
-            turn = [position]
-            try:
-                response = self._session.execute_async(statement, execution_profile=WRITE)
-            except Exception as error:  # noqa: BLE001 - the driver's, of a statement that never left
-                self._settle(position, error)
-                continue
-            response.add_callbacks(
-                callback=lambda _, position, turn: self._answered(position, turn, None),
-                callback_args=(position, turn),
-                errback=lambda error, position, turn: self._answered(position, turn, error),
-                errback_args=(position, turn),
-            )
-            if _taken(turn):
-                return  # the answer is still to come, and goes on
-            # It came in that very call: to go on from there would end in as many calls inside one another as rows.
+        return burst
 
-    def _answered(self, position: int, turn: list[int], error: BaseException | None) -> None:
-        if os.getpid() != self._process:
-            return  # a fork's child closes copies of connections; the rows, and who holds the lock, are its parent's
-        if self._settle(position, error) and not _taken(turn):
-            self.send()
+    def _give_driver(self, position: int, statement: RawBound, seconds: float | None = None) -> None:
+        """Has the driver execute a statement, within its profile's time or what is left of that."""
+        limit = {} if seconds is None else {"timeout": max(seconds, LEAST_SECONDS)}
+        try:
+            response = self._session.execute_async(statement, execution_profile=WRITE, **limit)
+        except Exception as error:  # noqa: BLE001 - the driver's, of a statement that never left
+            self._settle(position, error)
+            return
+        response.add_callbacks(
+            callback=lambda _, position: self._answered(position, None),
+            callback_args=(position,),
+            errback=lambda error, position: self._answered(position, error),
+            errback_args=(position,),
+        )
 
-    def _settle(self, position: int, error: BaseException | None) -> bool:
+    def _answered(self, position: int, error: BaseException | None) -> None:
+        if os.getpid() == self._process:
+            self._settle(position, error)
+        # else a fork's child closes copies of connections; the rows, and who holds the lock, are its parent's
+
+    def _settle(self, position: int, error: BaseException | None) -> None:
         try:
             self._unanswered.remove(position)  # at once, in whatever thread
         except KeyError:
-            return False  # of a statement that was given to a second node: the driver calls for each of both answers
+            return  # of a statement that was given to a second node: the driver calls for each of both answers
         if error is not None:
             self.failures[position] = error
         if self._tell:
             self.told.put(position)
-        return True
-
-
-def _taken(turn: list[int]) -> bool:
-    """Whether this call took the turn: of two threads one does."""
-    try:
-        turn.pop()
-    except IndexError:
-        return False
-    return True
+        with self._lock:
+            self._room += 1
+            if self._ended and self._room == self._concurrency:
+                self.told.put(None)
+            enough = self._room >= self._burst or self._room == self._concurrency
+        if enough and not self._ended:
+            self.refill()
 
 
 async def write_async(
