@@ -15,6 +15,7 @@ from rich.markup import escape
 from embark.backfill import backfill
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.duplicates import duplicates
 from embark.encode import encode
 from embark.encoders import encoders
 from embark.evaluate import evaluate
@@ -68,7 +69,7 @@ def cli(context: click.Context) -> None:
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
     Change:            embark reembed | invalidate | migrate
-    Keep house:        embark tables | compact | dead-letters
+    Keep house:        embark tables | compact | dead-letters | duplicates --view VIEW
     Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
     """
     context.obj = Settings()
@@ -429,6 +430,7 @@ cli.add_command(invalidate)
 cli.add_command(migrate)
 cli.add_command(dead_letters)
 cli.add_command(encode)
+cli.add_command(duplicates)
 cli.add_command(encoders)
 
 

@@ -46,6 +46,7 @@ EXPECTED_ERRORS = {
     "serving.processes": "ProcessesFailed",
     "serving.transport": "TransportRefused",
     "training.config": "ConfigError",
+    "training.duplicates": "DuplicatesError",
     "training.impressions": "ImpressionsError",
     "training.ranker": "RankError",
     "training.saved": "ModelError",
