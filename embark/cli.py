@@ -23,6 +23,7 @@ from embark.export import export
 from embark.invalidate import invalidate
 from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
+from embark.plan import plan
 from embark.rank import rank
 from embark.reembed import reembed
 from embark.settings import Settings
@@ -70,6 +71,7 @@ def cli(context: click.Context) -> None:
     Ask in advance:    embark backfill --view VIEW --from FILE
     Change:            embark reembed | invalidate | migrate
     Keep house:        embark tables | compact | dead-letters | duplicates --view VIEW
+    Size it:           embark plan --lookups N --items N --new-items N
     Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
     """
     context.obj = Settings()
@@ -431,6 +433,7 @@ cli.add_command(migrate)
 cli.add_command(dead_letters)
 cli.add_command(encode)
 cli.add_command(duplicates)
+cli.add_command(plan)
 cli.add_command(encoders)
 
 

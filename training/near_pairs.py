@@ -94,7 +94,7 @@ def near_pairs(
         left, right, similarity = _searched(flat, vectors, asked, old, threshold, 0.0, None, advance)
         compared = len(asked) * (count - 1) - len(asked) * (len(asked) - 1) // 2
         return NearPairs(left=left, right=right, similarity=similarity, exact=True, compared=compared)
-    lists = int(4 * np.sqrt(count))
+    lists = max(1, min(int(2 * np.sqrt(count)), count // POINTS_A_LIST))
     index = _inverted(vectors, lists, draw)
     probes, planted_recall = _probes(index, vectors, threshold, lists, draw)
     parameters = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
