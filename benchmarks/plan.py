@@ -2,9 +2,9 @@
 
     uv run python -m benchmarks.plan [--json] [--fast] [--check]
 
-Real Kafka, Cassandra, Retina, KFC and EmbArk on this machine, all empty at first. Look-ups of texts are drawn by Zipf's
-law from a catalogue in which new texts take the places of old ones. Before it begins, 20 new keys are watched until they
-are hits: the median time is the delay that is simulated. Nothing else is fitted. With --fast the run takes 15 seconds.
+Real Kafka, Cassandra, Retina, KFC and EmbArk on this machine, all empty at first. Look-ups of texts are drawn by
+Zipf's law from a catalogue in which new texts take the places of old ones. Before it begins, 20 new keys are watched
+until they are hits: the median time is the delay that is simulated. Nothing else is fitted. With --fast it takes 15 s.
 """
 
 import argparse
