@@ -399,9 +399,15 @@ def feature_server(settings: Settings, listen: str) -> None:
 @click.option("--announce", is_flag=True, help="Whether it may announce keys.")
 @click.option("--keys-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
 @click.option("--max-keys", type=click.IntRange(1), metavar="N", help="Of one call, at most.")
+@AS_JSON
 @one_line_errors
 def token(
-    name: str, views: tuple[str, ...], announce: bool, keys_per_second: float | None, max_keys: int | None
+    name: str,
+    views: tuple[str, ...],
+    announce: bool,
+    keys_per_second: float | None,
+    max_keys: int | None,
+    as_json: bool,
 ) -> None:
     """Make a token for the caller NAME: the table for the file of EMBARK_CALLERS, and on standard error the token.
 
@@ -411,6 +417,9 @@ def token(
     from embark.tokens import new_token
 
     secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
+    if as_json:
+        click.echo(json.dumps({"name": name, "table": table, "token": secret}))
+        return
     click.echo(table)
     err.print(f"token of {name}, shown once: {secret}", markup=False)
 
