@@ -13,8 +13,11 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from embark.backfill import backfill
+from embark.command_map import MappedGroup
+from embark.completion import completion
 from embark.console import AS_JSON, err, one_line_errors, out, start_logging
 from embark.dead_letters import dead_letters
+from embark.duplicates import duplicates
 from embark.encode import encode
 from embark.encoders import encoders
 from embark.evaluate import evaluate
@@ -22,6 +25,7 @@ from embark.export import export
 from embark.invalidate import invalidate
 from embark.migrate import migrate
 from embark.packages import ShadowedPackage, check_packages
+from embark.plan import plan
 from embark.rank import rank
 from embark.reembed import reembed
 from embark.settings import Settings
@@ -53,23 +57,19 @@ def main() -> None:
         sys.exit(1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=MappedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="embark")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """EmbArk: an embedding archive on the Feast feature store.
 
     \b
-    See it work:       embark demo
-    Local servers:     embark up | status | down
-    Register encoders: embark apply          (or Feast's own: feast -c feature_repo apply)
-    Look at encoders:  embark encoders | encode --view VIEW --out FILE INPUT…
-    Run the parts:     embark retina | materialize | serve
-    Ask:               embark lookup VIEW KEY…
-    Ask in advance:    embark backfill --view VIEW --from FILE
-    Change:            embark reembed | invalidate | migrate
-    Keep house:        embark tables | compact | dead-letters
-    Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
+    embark demo                                   see all of it work
+    embark up && embark apply                     start servers, register encoders
+    embark lookup VIEW KEY…                       ask
+
+    Exits with 0 if all went well, 1 if what was to be done failed or did not hold, 2 if it was called wrongly, 130
+    after Ctrl-C. `embark COMMAND --help` has examples; settings come from the environment or embark.toml.
     """
     context.obj = Settings()
 
@@ -86,6 +86,10 @@ def up(settings: Settings, nodes: int, as_json: bool) -> None:
     """Start a real Kafka and a real Cassandra on this machine.
 
     Nothing needs to be installed. Data survives `embark down`; starting twice is harmless.
+
+    \b
+    embark up
+    embark up --nodes 3 --json
     """
     from embark.servers import LocalServers
     from embark.starting import start_servers
@@ -106,7 +110,10 @@ def up(settings: Settings, nodes: int, as_json: bool) -> None:
 @click.pass_obj
 @one_line_errors
 def down(settings: Settings, as_json: bool) -> None:
-    """Stop the servers that `embark up` started; their data stays."""
+    """Stop the servers that `embark up` started; their data stays.
+
+    Example: embark down
+    """
     from embark.servers import LocalServers
 
     stopped = LocalServers(state=settings.state.resolve()).down()
@@ -121,7 +128,10 @@ def down(settings: Settings, as_json: bool) -> None:
 @click.pass_obj
 @one_line_errors
 def status(settings: Settings, as_json: bool) -> None:
-    """Show which local servers run, and where. Exits with 1 unless all of them are ready."""
+    """Show which local servers run, and where. Exits with 1 unless all of them are ready.
+
+    Example: embark status --json
+    """
     from embark.servers import LocalServers
 
     nodes = LocalServers(state=settings.state.resolve()).status()
@@ -152,8 +162,11 @@ def print_status(nodes: "list[ServerStatus]", as_json: bool) -> None:
 @click.option("--kafka", default="127.0.0.1:9092", show_default=True, help="Bootstrap servers.")
 @click.option("--cassandra", default="127.0.0.1", show_default=True, help="Hosts, separated by commas.")
 @click.option("--cassandra-port", type=int, default=9042, show_default=True)
+@AS_JSON
 @one_line_errors
-def init(folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, cassandra_port: int) -> None:
+def init(
+    folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, cassandra_port: int, as_json: bool
+) -> None:
     """Write a feature repo of your own into FOLDER, with the encoders of this project.
 
     Example: embark init shop --kafka broker-1:9092 --cassandra 10.0.0.1,10.0.0.2
@@ -168,6 +181,9 @@ def init(folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, 
         cassandra_hosts=[host.strip() for host in cassandra.split(",")],
         cassandra_port=cassandra_port,
     )
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "catalog": str(folder / "catalog.py"), "project": project}))
+        return
     out.print(f"wrote {folder}: declare encoders in {folder / 'catalog.py'}, then EMBARK_REPO={folder} embark apply")
 
 
@@ -176,7 +192,12 @@ def init(folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, 
 @click.pass_obj
 @one_line_errors
 def apply(settings: Settings, as_json: bool) -> None:
-    """Register the encoders of the feature repo: what `feast apply` does, with one-line errors."""
+    """Register the encoders of the feature repo: what `feast apply` does, with one-line errors.
+
+    \b
+    embark apply
+    EMBARK_REPO=shop embark apply --json
+    """
     from embark.repo import apply_repo, open_store
     from feature_repo.session import connect
     from feature_repo.views import encoder_specs
@@ -208,6 +229,10 @@ def tables(settings: Settings, drop_orphaned: bool, yes: bool, as_json: bool) ->
     """List the online tables of this project: used, of an old version of a view, or orphaned.
 
     `feast apply` keeps the table of a view that is no longer declared, with its rows; declared again, it is used again.
+
+    \b
+    embark tables --json
+    embark tables --drop-orphaned
     """
     from embark.repo import open_store
     from embark.tables import drop_tables, project_tables
@@ -240,6 +265,10 @@ def compact(settings: Settings, view: str | None, grace: float | None, as_json: 
 
     Safe beside writers and readers. What was replaced is removed by a later run, when it has been so for longer than
     any read takes: six hours, or `compaction_grace_seconds` of the offline store.
+
+    \b
+    embark compact
+    embark compact --view text_lstm__v1 --json
     """
     from feast.errors import FeastObjectNotFoundException
 
@@ -316,7 +345,10 @@ def retina(
 @click.pass_obj
 @one_line_errors
 def materialize(settings: Settings) -> None:
-    """Run KFC: embeds what look-ups missed and pushes it to history and the online store."""
+    """Run KFC: embeds what look-ups missed and pushes it to history and the online store.
+
+    Example: EMBARK_KFC_METRICS=127.0.0.1:9471 embark materialize
+    """
     from embark.parts import run_materializer
 
     start_logging(settings)
@@ -367,9 +399,15 @@ def feature_server(settings: Settings, listen: str) -> None:
 @click.option("--announce", is_flag=True, help="Whether it may announce keys.")
 @click.option("--keys-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
 @click.option("--max-keys", type=click.IntRange(1), metavar="N", help="Of one call, at most.")
+@AS_JSON
 @one_line_errors
 def token(
-    name: str, views: tuple[str, ...], announce: bool, keys_per_second: float | None, max_keys: int | None
+    name: str,
+    views: tuple[str, ...],
+    announce: bool,
+    keys_per_second: float | None,
+    max_keys: int | None,
+    as_json: bool,
 ) -> None:
     """Make a token for the caller NAME: the table for the file of EMBARK_CALLERS, and on standard error the token.
 
@@ -379,6 +417,9 @@ def token(
     from embark.tokens import new_token
 
     secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
+    if as_json:
+        click.echo(json.dumps({"name": name, "table": table, "token": secret}))
+        return
     click.echo(table)
     err.print(f"token of {name}, shown once: {secret}", markup=False)
 
@@ -429,6 +470,9 @@ cli.add_command(invalidate)
 cli.add_command(migrate)
 cli.add_command(dead_letters)
 cli.add_command(encode)
+cli.add_command(duplicates)
+cli.add_command(plan)
+cli.add_command(completion)
 cli.add_command(encoders)
 
 
@@ -458,6 +502,8 @@ def demo(settings: Settings, json_file: Path | None, report: Path, keep: bool) -
 
     Exits with 0 if every step held. Needs no internet but the package registries; without pretrained weights it uses
     random ones and says so.
+
+    Example: embark demo --json figures.json
     """
     import kafka  # noqa: F401 - before Feast, which from then on shows the deprecation warnings of every library
 
@@ -479,7 +525,10 @@ def demo(settings: Settings, json_file: Path | None, report: Path, keep: bool) -
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @one_line_errors
 def photographs(port: int) -> None:
-    """Serve the demo's photographs on this machine, for something to look up. Stops with Ctrl-C."""
+    """Serve the demo's photographs on this machine, for something to look up. Stops with Ctrl-C.
+
+    Example: embark photographs --port 8000
+    """
     from embark.parts import stopped_by_signals
     from embark.photographs import PhotographServer
 

@@ -25,6 +25,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 EXPECTED_ERRORS = {
     "embark.child_process": "ProcessDied",
     "embark.photographs": "PortTaken",
+    "embark.planning.workload": "PlanError",
     "embark.repo": "RepoError",
     "embark.servers": "ServersError",
     "encoders.compute": "DeviceUnavailable",
@@ -46,6 +47,7 @@ EXPECTED_ERRORS = {
     "serving.processes": "ProcessesFailed",
     "serving.transport": "TransportRefused",
     "training.config": "ConfigError",
+    "training.duplicates": "DuplicatesError",
     "training.impressions": "ImpressionsError",
     "training.ranker": "RankError",
     "training.saved": "ModelError",

@@ -42,7 +42,12 @@ def dead_letters() -> None:
 @click.pass_obj
 @one_line_errors
 def list_letters(settings: Settings, view: str | None, reason: str | None, summary: bool, as_json: bool) -> None:
-    """List the requests that were given up, and why; oldest first."""
+    """List the requests that were given up, and why; oldest first.
+
+    \b
+    embark dead-letters list --reason NotFound
+    embark dead-letters list --summary --json
+    """
     from materializer.dead_letter_actions import count_by_view_and_reason, select
 
     letters = select(read(settings), view=view, reason=reason)
@@ -72,7 +77,10 @@ def list_letters(settings: Settings, view: str | None, reason: str | None, summa
 @click.pass_obj
 @one_line_errors
 def show(settings: Settings, position: str, as_json: bool) -> None:
-    """Show all of one dead letter, with its message as text, or as hex digits where it is none."""
+    """Show all of one dead letter, with its message as text, or as hex digits where it is none.
+
+    Example: embark dead-letters show shop.requests:3:17
+    """
     (letter,) = chosen(read(settings), positions=[position])
     text = as_text(letter.value)
     if as_json:
@@ -112,6 +120,10 @@ def retry(
     Choose them by position, by --view and --reason, or --all. The letters stay in their topic until they are purged; a
     request that fails again becomes a new one. Exits with 1 if a letter that was named by its position holds no
     request.
+
+    \b
+    embark dead-letters retry --reason Timeout
+    embark dead-letters retry shop.requests:3:17 --yes --json
     """
     from rich.progress import Progress
 
@@ -176,7 +188,10 @@ def retry(
 @click.pass_obj
 @one_line_errors
 def purge_letters(settings: Settings, before: datetime | None, every: bool, yes: bool, as_json: bool) -> None:
-    """Remove dead letters for good, up to a point in time; Kafka drops them by itself after 30 days."""
+    """Remove dead letters for good, up to a point in time; Kafka drops them by itself after 30 days.
+
+    Example: embark dead-letters purge --before 2026-11-01
+    """
     from embark.repo import open_store
     from materializer.dead_letter_actions import plan_purge, purge
     from materializer.process import topic_admin, topic_reader, topics_of

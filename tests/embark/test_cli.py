@@ -146,3 +146,11 @@ def test_brackets_in_a_key_or_a_reason_are_shown_as_they_are() -> None:
     assert "[red]x[/]" in shown
     assert "[/nothing] closed" in shown
     assert "NOT pretrained" in shown
+
+
+def test_a_token_and_a_repo_are_told_as_json(tmp_path: Path) -> None:
+    made = json.loads(CliRunner().invoke(cli, ["token", "ranker", "--json"]).stdout)
+    assert list(tomllib.loads(made["table"])["callers"]) == [made["name"]] == ["ranker"]
+    assert len(made["token"]) > 30
+    wrote = json.loads(CliRunner().invoke(cli, ["init", str(tmp_path / "shop"), "--json"]).stdout)
+    assert Path(wrote["catalog"]).exists()

@@ -1,0 +1,89 @@
+"""What an encoder's view holds now: of each key the newest embedding, read from history into one matrix."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+from numpy.typing import NDArray
+
+from encoders.spec import EncoderSpec
+from feature_repo.offline.columns import Columns
+from feature_repo.offline.gather import key_codes, matrix
+from feature_repo.offline.history import History, read_whole
+from feature_repo.offline.point_in_time import last_rows
+from feature_repo.offline.retrieval import open_history, rows_of
+from feature_repo.views import CONTENT_HASH, EMBEDDING, EMBEDDING_ID
+from training.vectors import SLICE_BYTES, MatrixPlace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchivedItems:
+    """N keys of a view with their newest embeddings, in the order of history.
+
+    Attributes:
+        keys: (N,) canonical.
+        ids: (N,) int64 embedding ids: a key that was embedded anew has another one.
+        event: (N,) int64 µs, when the content is known to exist.
+        content_hash: (N,) hex digits of the file or text; empty where it is not known.
+        vectors: (N, dim) float32; a numpy memory map where it is large.
+    """
+
+    keys: pa.Array
+    ids: NDArray[np.int64]
+    event: NDArray[np.int64]
+    content_hash: pa.Array
+    vectors: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_items(store: FeatureStore, spec: EncoderSpec, place: MatrixPlace) -> ArchivedItems:
+    """Reads them; keys that were removed are left out.
+
+    Raises:
+        ValueError: a vector of the history has another length than the view's.
+        FileNotFoundError: compactions removed what was being read, again and again.
+    """
+    return read_whole(lambda: _read(store, spec, place))
+
+
+def _read(store: FeatureStore, spec: EncoderSpec, place: MatrixPlace) -> ArchivedItems:
+    view = store.get_feature_view(spec.view)
+    columns = Columns.of(view.batch_source)
+    key = columns.named(spec.join_key)
+    history, _ = open_history(store.config, view, None, None)
+    index = history.index([key, EMBEDDING_ID, CONTENT_HASH], [t for t in (columns.event, columns.created) if t])
+    keys = index.select([key])
+    _, codes = key_codes(keys.slice(0, 0), keys)
+    rows = rows_of(index, codes, columns, EMBEDDING_ID)
+    at = last_rows(rows)
+    at = at[pc.is_valid(index[EMBEDDING_ID]).to_numpy()[at]]  # the last event of the others is their removal
+    chosen = index.select([key, EMBEDDING_ID, CONTENT_HASH]).take(pa.array(at)).combine_chunks()
+    return ArchivedItems(
+        keys=_one(chosen[key]),
+        ids=chosen[EMBEDDING_ID].to_numpy(),
+        event=rows.event[at],
+        content_hash=_one(pc.fill_null(chosen[CONTENT_HASH].cast(pa.string()), "")),
+        vectors=_vectors(history, spec, at, place),
+    )
+
+
+def _vectors(history: History, spec: EncoderSpec, at: NDArray[np.int64], place: MatrixPlace) -> NDArray[np.float32]:
+    vectors = place.empty(spec.view, len(at), spec.dim)
+    size = max(1, SLICE_BYTES // (4 * spec.dim))
+    for start in range(0, len(at), size):
+        read = matrix(history.values(at[start : start + size], [EMBEDDING])[EMBEDDING])
+        if read is None or read.shape[1] != spec.dim:
+            raise ValueError(f"history of {spec.view!r} holds vectors that are not of {spec.dim} floats")
+        vectors[start : start + len(read)] = read
+    return vectors
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return (
+        combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks or [pa.array([], pa.string())])
+    )
