@@ -24,7 +24,7 @@ from materializer.messages import EmbedRequest
 from materializer.process import create_topics, open_producer, run_worker, topics_of
 from tests.hosts.conftest import BUCKET
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 CATALOG = """
 from encoders.spec import EncoderSpec
@@ -32,7 +32,9 @@ from encoders.spec import EncoderSpec
 KAFKA = "{kafka}"
 HISTORY = "s3://{bucket}/history"
 S3_ENDPOINT = "{s3}"
-ENCODERS = [EncoderSpec(name="text_lstm", version="v1", modality="text", dim={dim}, network="text_lstm", weights="seeded:0")]
+ENCODERS = [
+    EncoderSpec(name="text_lstm", version="v1", modality="text", dim={dim}, network="text_lstm", weights="seeded:0")
+]
 SERVICES = {{"ctr": ["text_lstm__v1"]}}
 """
 DIM = 256
@@ -93,6 +95,7 @@ def test_hosts_share_a_registry_in_postgresql_and_history_on_s3(
         return [each["Key"].rpartition("/")[2] for each in listed]
 
     one, other = open_store(tmp_path / "one"), open_store(tmp_path / "other")
+    of_worker = open_store(tmp_path / "other")  # Feast's stores belong to one thread
     specs = encoder_specs(other)
     assert list(specs) == [VIEW]
     bootstrap, topics = topics_of(other)
@@ -104,7 +107,7 @@ def test_hosts_share_a_registry_in_postgresql_and_history_on_s3(
         try:
             with EncoderDirectory(lambda: specs) as directory:
                 run_worker(
-                    open_store(tmp_path / "other"),
+                    of_worker,
                     directory=directory,
                     retina=MemoryRetina({VIEW: DIM}),
                     stop=stop,
@@ -138,5 +141,7 @@ def test_hosts_share_a_registry_in_postgresql_and_history_on_s3(
     assert np.allclose(history(other), expected)
     for host in ("one", "other"):
         assert not (tmp_path / host / "data").exists()
-    for store in (one, other):
-        store._get_provider().online_store._cluster.shutdown()
+    one._get_provider().online_store._cluster.shutdown()
+    for store in (one, other, of_worker):
+        for engine in (store.registry.read_engine, store.registry.write_engine):
+            engine.dispose()

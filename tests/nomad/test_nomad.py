@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 import urllib.request
@@ -20,7 +21,7 @@ from serving.client import ClientError, EmbArkClient
 from serving.embark_pb2 import LookupRequest
 from serving.embark_pb2_grpc import EmbArkStub
 from tests.nomad.agent import Service, until
-from tests.nomad.conftest import JOBS, TEXT, Deployed
+from tests.nomad.conftest import BIN, JOBS, TEXT, Deployed
 
 pytestmark = [pytest.mark.nomad, pytest.mark.timeout(1500)]  # the first one builds Nomad
 
@@ -174,3 +175,11 @@ def test_a_rolling_restart_under_load_fails_no_call(deployed: Deployed) -> None:
         until(lambda: deployed.agent.settled("embark", 2), f"not settled:\n{deployed.agent.state('embark')}")
         follows(deployed, 2)
     assert not before & {each.allocation for each in deployed.agent.services("embark")}
+
+
+def test_envoy_takes_the_configuration_of_compose() -> None:
+    config = JOBS.parent / "envoy" / "envoy.yaml"
+    done = subprocess.run(
+        [BIN / "envoy", "--mode", "validate", "-c", config], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
