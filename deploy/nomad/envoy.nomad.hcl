@@ -90,9 +90,9 @@ job "envoy" {
       }
 
       template {
-        destination     = "local/eds/embark.yaml"
-        change_mode     = "noop" # Envoy sees it by itself
-        data            = <<-EOF
+        destination = "local/eds/embark.yaml"
+        change_mode = "noop" # Envoy sees it by itself
+        data        = <<-EOF
           resources:
           - "@type": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
             cluster_name: embark
@@ -109,9 +109,9 @@ job "envoy" {
       }
 
       template {
-        destination     = "local/eds/retina.yaml"
-        change_mode     = "noop"
-        data            = <<-EOF
+        destination = "local/eds/retina.yaml"
+        change_mode = "noop"
+        data        = <<-EOF
           resources:
           - "@type": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
             cluster_name: retina

@@ -57,12 +57,12 @@ job "retina" {
   }
 
   update {
-    max_parallel     = 1
-    health_check     = "checks"
-    min_healthy_time = "2s"
-    healthy_deadline = "10m" # weights are downloaded, networks loaded
+    max_parallel      = 1
+    health_check      = "checks"
+    min_healthy_time  = "2s"
+    healthy_deadline  = "10m" # weights are downloaded, networks loaded
     progress_deadline = "15m"
-    auto_revert      = true
+    auto_revert       = true
   }
 
   group "retina" {

@@ -3,10 +3,11 @@
 Docker and Kubernetes themselves are not run here; Nomad and Envoy are, by `-m nomad`.
 """
 
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ UID = 10001
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
-def manifests() -> Iterator[dict[str, Any]]:
-    for path in sorted(BASE.glob("*.yaml")):
-        if path.name != "kustomization.yaml":
-            yield from yaml.safe_load_all(path.read_text())
+@functools.cache
+def manifests() -> list[dict[str, Any]]:
+    """All of the base; not to be changed."""
+    files = sorted(path for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml")
+    return [each for path in files for each in yaml.safe_load_all(path.read_text())]
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:

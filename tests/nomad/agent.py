@@ -16,7 +16,7 @@ import psutil
 
 from embark.servers.ports import free_port
 
-SECONDS = 240.0  # for anything: a busy machine is slow, and no failure
+SECONDS = 600.0  # for anything: a busy machine is slow, and no failure
 
 CONFIG = """
 bind_addr = "127.0.0.1"
