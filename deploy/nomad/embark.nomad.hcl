@@ -132,7 +132,7 @@ job "embark" {
       kill_timeout = "20s" # > EMBARK_DRAIN_SECONDS and the 10 s that calls under way are given
 
       resources {
-        cpu    = 200
+        cpu    = 1000
         memory = 1024 # hot cache: 256 MB a view
       }
     }

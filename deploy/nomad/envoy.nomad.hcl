@@ -85,7 +85,7 @@ job "envoy" {
       kill_timeout = "10s"
 
       resources {
-        cpu    = 200
+        cpu    = 1000
         memory = 256
       }
 

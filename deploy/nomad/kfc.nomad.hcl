@@ -113,7 +113,7 @@ job "kfc" {
       kill_timeout = "60s" # the batch at hand is finished; one that is not is read again by another
 
       resources {
-        cpu    = 200
+        cpu    = 1000
         memory = 768
       }
     }

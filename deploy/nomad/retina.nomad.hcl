@@ -143,7 +143,7 @@ job "retina" {
       kill_timeout = "30s" # > retina_grace_seconds
 
       resources {
-        cpu    = 200
+        cpu    = 1000
         memory = var.memory
       }
     }

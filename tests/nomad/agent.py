@@ -54,14 +54,12 @@ class Service:
         return f"http://{self.address}:{self.port}"
 
     @property
-    def pid(self) -> int:
-        """Of the process that listens there."""
-        (found,) = {
-            each.pid
-            for each in psutil.net_connections("tcp4")
-            if each.status == psutil.CONN_LISTEN and each.laddr == (self.address, self.port) and each.pid
-        }
-        return found
+    def pid(self) -> int | None:
+        """Of the allocation's process; None while there is none."""
+        found = [
+            each.pid for each in psutil.process_iter() if _environment(each).get("NOMAD_ALLOC_ID") == self.allocation
+        ]
+        return min(found, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +167,13 @@ def _ready(agent: Agent) -> bool:
     except OSError:
         return False
     return any(node["Status"] == "ready" and "raw_exec" in node["Drivers"] for node in nodes)
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:  # it ended meanwhile, or is not ours
+        return {}
 
 
 def _hcl(value: object) -> str:
