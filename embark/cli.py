@@ -162,14 +162,31 @@ def print_status(nodes: "list[ServerStatus]", as_json: bool) -> None:
 @click.option("--kafka", default="127.0.0.1:9092", show_default=True, help="Bootstrap servers.")
 @click.option("--cassandra", default="127.0.0.1", show_default=True, help="Hosts, separated by commas.")
 @click.option("--cassandra-port", type=int, default=9042, show_default=True)
+@click.option("--registry", default="", metavar="URL", help="Of the registry's database; a file in FOLDER otherwise.")
+@click.option("--history", default="", metavar="URI", help="Where histories lie; a folder in FOLDER otherwise.")
+@click.option("--s3-endpoint", default="", metavar="URL", help="Of a server that speaks S3; Amazon's otherwise.")
 @AS_JSON
 @one_line_errors
 def init(
-    folder: Path, project: str, keyspace: str, kafka: str, cassandra: str, cassandra_port: int, as_json: bool
+    folder: Path,
+    project: str,
+    keyspace: str,
+    kafka: str,
+    cassandra: str,
+    cassandra_port: int,
+    registry: str,
+    history: str,
+    s3_endpoint: str,
+    as_json: bool,
 ) -> None:
     """Write a feature repo of your own into FOLDER, with the encoders of this project.
 
-    Example: embark init shop --kafka broker-1:9092 --cassandra 10.0.0.1,10.0.0.2
+    \b
+    embark init shop --kafka broker-1:9092 --cassandra 10.0.0.1,10.0.0.2
+    embark init shop --registry 'postgresql+psycopg://embark:${PASSWORD}@db/embark' --history s3://shop/history
+
+    Several hosts share a registry in a database and history in an object store: docs/deploy.md. Feast fills in what
+    stands as ${NAME} from the environment, in feature_store.yaml alone.
     """
     from embark.repo import write_repo
 
@@ -180,6 +197,9 @@ def init(
         kafka=kafka,
         cassandra_hosts=[host.strip() for host in cassandra.split(",")],
         cassandra_port=cassandra_port,
+        registry=registry,
+        history=history,
+        s3_endpoint=s3_endpoint,
     )
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "catalog": str(folder / "catalog.py"), "project": project}))

@@ -119,6 +119,8 @@ def run_retina(settings: Settings) -> None:
                 reflects=settings.retina_reflection,
                 ready=not settings.retina_warm,
             ) as server:
+                if not settings.retina_warm:
+                    ready.set()
                 logger.info(
                     "Retina listens on port %d; encoders: %s", server.port, ", ".join(directory.specs) or "none"
                 )
@@ -130,6 +132,7 @@ def run_retina(settings: Settings) -> None:
                         if warm.done():
                             warm.result()
                             await server.set_ready()
+                            ready.set()
                             logger.info("Retina is ready")
                         else:
                             warm.cancel()
@@ -139,10 +142,11 @@ def run_retina(settings: Settings) -> None:
                 logger.info("Retina finishes what it has at hand")
 
     registry = CollectorRegistry()
+    ready = threading.Event()
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
-        metrics_served(settings.retina_metrics, registry),
+        metrics_served(settings.retina_metrics, registry, lambda: ready.is_set() and not stop.is_set()),
     ):
         asyncio.run(run(directory, registry, stop))
 
@@ -157,10 +161,13 @@ def run_materializer(settings: Settings) -> None:
 
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
+    working = threading.Event()
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
         RetinaClient(settings.retina_address) as retina,
-        metrics_served(settings.kfc_metrics, registry),
+        metrics_served(settings.kfc_metrics, registry, lambda: working.is_set() and not stop.is_set()),
     ):
-        run_worker(open_store(settings.repo), directory=directory, retina=retina, stop=stop, metrics=metrics)
+        run_worker(
+            open_store(settings.repo), directory=directory, retina=retina, stop=stop, metrics=metrics, working=working
+        )

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from feast import FeatureStore
@@ -14,6 +15,7 @@ from feature_repo.views import allowing
 
 STORES = ("feature_store.yaml", "feature_store.spark.yaml")
 FILES = (*STORES, "catalog.py", "definitions.py")
+OF_A_FILE = r"^  path: .*\n  registry_store_type: .*\n"  # lines of the registry in feature_store.yaml
 TEMPLATE = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
@@ -33,8 +35,17 @@ def write_repo(
     kafka: str = "127.0.0.1:9092",
     cassandra_hosts: list[str] | None = None,
     cassandra_port: int = 9042,
+    registry: str = "",
+    history: str = "",
+    s3_endpoint: str = "",
 ) -> None:
     """Writes a feature repo with the encoders of the one in this project, for servers at the given addresses.
+
+    Args:
+        registry: URL of the database of Feast's SQL registry, as `postgresql://…`; a file below `folder` otherwise.
+            Feast fills in `${NAME}` from the environment, so that no password need be written down.
+        history: folder of all histories, from `folder`, or a URI; `data/history` otherwise.
+        s3_endpoint: URL of a server that speaks S3, in the place of Amazon's.
 
     Raises:
         RepoExists: the folder holds a feature_store.yaml.
@@ -52,15 +63,25 @@ def write_repo(
                 r"^  hosts: .*": f"  hosts: [{', '.join(cassandra_hosts or ['127.0.0.1'])}]",
                 r"^  port: .*": f"  port: {cassandra_port}",
                 r"^  keyspace: .*": f"  keyspace: {keyspace}",
-            },
+            }
+            | ({OF_A_FILE: f"  registry_type: sql\n  path: {registry}\n"} if registry else {}),
         )
-    _substitute(folder / "catalog.py", {r'^KAFKA = "[^"]*"': f'KAFKA = "{kafka}"'})
+    _substitute(
+        folder / "catalog.py",
+        {r'^KAFKA = "[^"]*"': f'KAFKA = "{kafka}"'}
+        | ({r'^HISTORY = "[^"]*"': f'HISTORY = "{history}"'} if history else {})
+        | ({r'^S3_ENDPOINT = "[^"]*"': f'S3_ENDPOINT = "{s3_endpoint}"'} if s3_endpoint else {}),
+    )
+
+
+def _literally(replacement: str, _: re.Match[str]) -> str:
+    return replacement
 
 
 def _substitute(path: Path, replacements: dict[str, str]) -> None:
     text = path.read_text()
     for pattern, replacement in replacements.items():
-        text, count = re.subn(pattern, replacement, text, flags=re.MULTILINE)
+        text, count = re.subn(pattern, partial(_literally, replacement), text, flags=re.MULTILINE)
         if count != 1:
             raise ValueError(f"{path.name}: {pattern!r} stands {count} times, once is expected")
     path.write_text(text)

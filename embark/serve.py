@@ -104,6 +104,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
     registry = CollectorRegistry()
     caches = HotCaches(megabytes=settings.hot_cache_mb, seconds=settings.hot_cache_seconds)
     gate = Gate(settings.max_calls)
+    listening = threading.Event()
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
@@ -111,7 +112,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
         contextlib.closing(
             RequestQueue(open_producer(servers), topic, bulk_topic=topics.bulk, per_second=settings.requests_per_second)
         ) as requests,
-        metrics_served(metrics_address(settings, process), registry),
+        metrics_served(metrics_address(settings, process), registry, lambda: listening.is_set() and not stop.is_set()),
     ):
         archive = EmbeddingArchive(directory, reads, requests, caches, budget=settings.lookup_budget_ms / 1000)
         registry.register(PartsCollector(caches, reads, requests, gate))
@@ -125,10 +126,12 @@ def _run_one(settings: Settings, process: int | None) -> None:
         hot_keys = settings.state.resolve() / "hot" / store.project
         warm_start = WarmStart(hot_keys, archive, caches, keeps=not process, fresh=freshness.reading.wait)
         with freshness, warm_start:
-            asyncio.run(_serve(settings, service, stop, shared_port=process is not None))
+            asyncio.run(_serve(settings, service, stop, listening, shared_port=process is not None))
 
 
-async def _serve(settings: Settings, service: EmbArkService, stop: threading.Event, *, shared_port: bool) -> None:
+async def _serve(
+    settings: Settings, service: EmbArkService, stop: threading.Event, listening: threading.Event, *, shared_port: bool
+) -> None:
     async with EmbArkServer(
         service,
         settings.embark_address,
@@ -138,6 +141,7 @@ async def _serve(settings: Settings, service: EmbArkService, stop: threading.Eve
         max_calls=settings.max_calls,
         drain_seconds=settings.drain_seconds,
     ) as server:
+        listening.set()
         logger.info("EmbArk listens on port %d", server.port)
         await asyncio.to_thread(stop.wait)
         logger.info("EmbArk finishes what it has at hand")

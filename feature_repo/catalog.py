@@ -6,6 +6,8 @@ Weights and preprocessing of a version never change: declare a new version inste
 from encoders.spec import EncoderSpec
 
 KAFKA = "127.0.0.1:9092"  # where look-ups ask for embeddings that are missing
+HISTORY = "data/history"  # where embeddings are kept for ever: a folder below this one, or s3://bucket/prefix
+S3_ENDPOINT = ""  # URL of a server that speaks S3, in the place of Amazon's
 
 ENCODERS = [
     EncoderSpec(

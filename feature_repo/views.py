@@ -36,6 +36,8 @@ CONTENT_HASH = "content_hash"
 EVENT_TIME = "event_timestamp"
 CREATED_TIME = "created_timestamp"
 
+HISTORY = "data/history"  # below the repo
+
 JOIN_KEYS = {"image": "image_url", "text": "text"}
 
 
@@ -62,7 +64,13 @@ def push_source_name(view: str) -> str:
 
 
 def feast_objects(
-    encoders: Sequence[EncoderSpec], services: Mapping[str, Sequence[str]], *, kafka: str, repo: Path
+    encoders: Sequence[EncoderSpec],
+    services: Mapping[str, Sequence[str]],
+    *,
+    kafka: str,
+    repo: Path,
+    history: str = HISTORY,
+    s3_endpoint: str = "",
 ) -> dict[str, Any]:
     """Everything that `feast apply` is to register, by name: assign it to the globals of a definitions module.
 
@@ -71,7 +79,9 @@ def feast_objects(
         services: name of a feature service → names of the views that a model uses together. One that `embark migrate`
             switched over stays so while its declaration is the one that was switched away from.
         kafka: bootstrap servers of the request topic, `host:port[,host:port]`.
-        repo: the folder of `feature_store.yaml`; history lies in `data/history` below it.
+        repo: the folder of `feature_store.yaml`.
+        history: folder of all histories, from `repo`, or the URI of one, as `s3://bucket/history`.
+        s3_endpoint: URL of a server that speaks S3, in the place of Amazon's.
 
     Networks of a team's own (`python:<module>:<factory>`) run where `allowing` names their modules.
 
@@ -88,7 +98,7 @@ def feast_objects(
         if declared.view in views:
             raise SpecError(f"encoder {declared.view!r} is declared twice")
         spec = _pinned(declared, registered.get(declared.view))
-        views[spec.view] = feature_view(spec, entities[spec.modality], repo)
+        views[spec.view] = feature_view(spec, entities[spec.modality], repo, history=history, s3_endpoint=s3_endpoint)
         ensure_readable(views[spec.view])
     feature_services: dict[str, FeatureService] = {}
     for name, members in services.items():
@@ -157,11 +167,18 @@ def _pinned(declared: EncoderSpec, before: EncoderSpec | None) -> EncoderSpec:
     return pinned
 
 
-def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
-    """The feature view of an encoder whose weights are pinned; its history lies below `repo`."""
-    history = FileSource(
+def feature_view(
+    spec: EncoderSpec, entity: Entity, repo: Path, *, history: str = HISTORY, s3_endpoint: str = ""
+) -> FeatureView:
+    """The feature view of an encoder whose weights are pinned; its history lies below `repo`, or at a URI."""
+    parts = FileSource(
         name=f"{spec.view}__history",
-        path=str(repo.resolve() / "data" / "history" / spec.view),  # absolute: duckdb resolves against the cwd
+        path=(
+            f"{history.rstrip('/')}/{spec.view}"
+            if "://" in history
+            else str(repo.resolve() / history / spec.view)  # absolute: duckdb resolves against the cwd
+        ),
+        s3_endpoint_override=s3_endpoint or None,
         file_format=ParquetFormat(),
         timestamp_field=EVENT_TIME,
         created_timestamp_column=CREATED_TIME,
@@ -175,7 +192,7 @@ def feature_view(spec: EncoderSpec, entity: Entity, repo: Path) -> FeatureView:
             Field(name=EMBEDDING_ID, dtype=Int64),
             Field(name=CONTENT_HASH, dtype=String),
         ],
-        source=PushSource(name=push_source_name(spec.view), batch_source=history),
+        source=PushSource(name=push_source_name(spec.view), batch_source=parts),
         ttl=timedelta(0),  # never by event time: age is counted from the created time (decision 3)
         online=True,
         tags=spec.to_tags(),

@@ -53,6 +53,7 @@ def run_worker(
     stop: threading.Event,
     limits: Limits | None = None,
     metrics: WorkerMetrics | None = None,
+    working: threading.Event | None = None,
 ) -> None:
     """Works until `stop` is set, then finishes the batch at hand and leaves the group.
 
@@ -61,6 +62,7 @@ def run_worker(
         directory: the registered encoders, kept fresh by the caller.
         retina: embeds; a `RetinaClient`, or in-process.
         metrics: told what is done.
+        working: set once all servers were reached, and it joins the group.
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
@@ -88,6 +90,8 @@ def run_worker(
             metrics=metrics,
         )
         logger.info("taking requests from %s at %s", topics.live, servers)
+        if working is not None:
+            working.set()
         with Backlog(lambda: open_observer(servers, topics), topics, metrics, SystemClock()):
             worker.run(stop)
     finally:

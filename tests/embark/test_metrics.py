@@ -1,3 +1,5 @@
+import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -30,3 +32,21 @@ def test_an_address_in_use_is_an_error() -> None:
         metrics_served(address, CollectorRegistry()),
     ):
         pass
+
+
+def test_health_is_told_beside_them() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    serves = threading.Event()
+
+    def health() -> int:
+        try:
+            with urllib.request.urlopen(f"http://{address}/health") as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code
+
+    with metrics_served(address, CollectorRegistry(), serves.is_set):
+        assert health() == 503
+        serves.set()
+        assert health() == 200
