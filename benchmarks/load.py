@@ -4,19 +4,22 @@
 
 Closed loop (`"calls": 8`): so many calls are under way all the time. Open loop (`"rate": 400`): calls begin at random
 times, so many a second, whether those before have been answered or not, and their time counts from when they should
-have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, and the seconds of each call.
+have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, the seconds of each call that
+was answered and when it ended; how many were refused for want of room, were late, and failed otherwise.
 """
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from feature_repo.embeddings import Status
-from serving.client import AsyncEmbArkClient, ClientError
+from serving.client import AsyncEmbArkClient, ClientError, EmbArkOverloaded, EmbArkUnavailable
 
 
 class Load:
@@ -32,7 +35,11 @@ class Load:
         self._draw = np.random.default_rng(asked.get("seed", 0))
         self._fresh = 0
         self.seconds: list[float] = []
-        self.failed = 0
+        self.ends: list[float] = []  # since the start of the load
+        self.start = 0.0
+        self.failed = 0  # otherwise than for want of room or time
+        self.refused = 0
+        self.late = 0
         self.unavailable = 0
 
     def keys(self) -> list[str]:
@@ -52,9 +59,18 @@ class Load:
                 self._asked.get("timeout", 10.0),
                 precision=self._asked.get("precision", "float32"),
             )
+        except EmbArkOverloaded:
+            self.refused += 1
+            return
+        except EmbArkUnavailable as error:
+            in_time = "within" not in str(error)
+            self.failed += in_time
+            self.late += not in_time
+            return
         except ClientError:
             self.failed += 1
             return
+        self.ends.append(time.perf_counter() - self.start)
         self.unavailable += bool((answer.status == Status.UNAVAILABLE).any())
         self.seconds.append(time.perf_counter() - due)
 
@@ -62,7 +78,8 @@ class Load:
         async with AsyncEmbArkClient(self._asked["address"]) as client:
             await self.call(client, time.perf_counter())
             self.seconds.clear()
-            start = time.perf_counter()
+            self.ends.clear()
+            start = self.start = time.perf_counter()
             end = start + self._asked["seconds"]
             if "rate" in self._asked:
                 await self._open(client, start, end)
@@ -72,7 +89,10 @@ class Load:
         return {
             "keys_per_second": len(self.seconds) * self._asked["count"] / took,
             "seconds": [round(s, 6) for s in self.seconds],
+            "ends": [round(end, 3) for end in self.ends],
             "failed": self.failed,
+            "refused": self.refused,
+            "late": self.late,
             "unavailable": self.unavailable,
         }
 
@@ -89,6 +109,23 @@ class Load:
             calls.add(call)
             call.add_done_callback(calls.discard)
         await asyncio.gather(*calls)
+
+
+def begun(asked: dict[str, Any]) -> "subprocess.Popen[str]":
+    """A process that asks."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    process.stdin.write(json.dumps(asked))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def finished(processes: "Sequence[subprocess.Popen[str]]") -> list[dict[str, Any]]:
+    """What the processes found, when all have ended."""
+    return [json.loads(process.communicate()[0]) for process in processes]
 
 
 if __name__ == "__main__":

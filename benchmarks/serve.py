@@ -35,6 +35,7 @@ from rich.progress import track
 from benchmarks import comparison
 from benchmarks.comparison import Embedded, OnlineCluster, WrongAnswer, options, publish
 from benchmarks.echo import OPTIONS
+from benchmarks.load import begun, finished
 from embark.child_process import ChildProcess
 from embark.repo import open_store, write_repo
 from embark.servers import free_port
@@ -243,19 +244,10 @@ class Measured:
 
 def load(processes: int, asked: Mapping[str, Any]) -> tuple[float, NDArray[np.float64], int]:
     """Keys per second of several client processes together, the milliseconds of their calls, and failed calls."""
-    running = []
-    for seed in range(processes):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdin is not None  # noqa: S101 - a pipe
-        process.stdin.write(json.dumps({**asked, "seed": seed}))
-        process.stdin.close()
-        process.stdin = None
-        running.append(process)
-    told = [json.loads(process.communicate()[0]) for process in running]
+    told = finished([begun({**asked, "seed": seed}) for seed in range(processes)])
     seconds = np.concatenate([np.array(each["seconds"]) for each in told])
-    return sum(each["keys_per_second"] for each in told), seconds * 1000, sum(each["failed"] for each in told)
+    lost = sum(each[kind] for each in told for kind in ("failed", "refused", "late"))
+    return sum(each["keys_per_second"] for each in told), seconds * 1000, lost
 
 
 def row(what: str, way: str, milliseconds: Sequence[float] | NDArray[np.float64], **others: Any) -> dict[str, Any]:

@@ -366,10 +366,18 @@ def feature_server(settings: Settings, listen: str) -> None:
 @click.option("--view", "views", multiple=True, metavar="VIEW", help="That it may read; all of them otherwise.")
 @click.option("--announce", is_flag=True, help="Whether it may announce keys.")
 @click.option("--keys-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
+@click.option("--bytes-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
 @click.option("--max-keys", type=click.IntRange(1), metavar="N", help="Of one call, at most.")
+@click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="Of one call and the vectors of its answer.")
 @one_line_errors
 def token(
-    name: str, views: tuple[str, ...], announce: bool, keys_per_second: float | None, max_keys: int | None
+    name: str,
+    views: tuple[str, ...],
+    announce: bool,
+    keys_per_second: float | None,
+    bytes_per_second: float | None,
+    max_keys: int | None,
+    max_bytes: int | None,
 ) -> None:
     """Make a token for the caller NAME: the table for the file of EMBARK_CALLERS, and on standard error the token.
 
@@ -378,7 +386,15 @@ def token(
     """
     from embark.tokens import new_token
 
-    secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
+    secret, table = new_token(
+        name,
+        views=views,
+        announce=announce,
+        keys_per_second=keys_per_second,
+        bytes_per_second=bytes_per_second,
+        max_keys=max_keys,
+        max_bytes=max_bytes,
+    )
     click.echo(table)
     err.print(f"token of {name}, shown once: {secret}", markup=False)
 

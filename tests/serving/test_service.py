@@ -124,7 +124,9 @@ class SlowArchive:
     def spec(self, view: str) -> EncoderSpec:
         return TEXT
 
-    async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
+    async def answer(
+        self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
+    ) -> Embeddings:
         await asyncio.sleep(5)
         return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
 
