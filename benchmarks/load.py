@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Load:
 
     Args:
         asked: address, view, keys, count (of a call), seconds; calls or rate; precision; misses (share of keys that are
-            new each time).
+            new each time); until (a file: an open loop ends when it is there).
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
@@ -37,6 +38,9 @@ class Load:
         self.seconds: list[float] = []
         self.ends: list[float] = []  # since the start of the load
         self.start = 0.0
+        self.held: list[float] = []  # seconds of each call since it began, however it ended
+        self.troubled: list[float] = []  # ends of calls that had UNAVAILABLE keys
+        self.errors: list[str] = []
         self.failed = 0  # otherwise than for want of room or time
         self.refused = 0
         self.late = 0
@@ -52,6 +56,7 @@ class Load:
         return keys
 
     async def call(self, client: AsyncEmbArkClient, due: float) -> None:
+        began = time.perf_counter()
         try:
             answer = await client.lookup(
                 self._asked["view"],
@@ -63,15 +68,21 @@ class Load:
             self.refused += 1
             return
         except EmbArkUnavailable as error:
+            self.errors.append(str(error))
             in_time = "within" not in str(error)
             self.failed += in_time
             self.late += not in_time
             return
-        except ClientError:
+        except ClientError as error:
+            self.errors.append(str(error))
             self.failed += 1
             return
+        finally:
+            self.held.append(time.perf_counter() - began)
         self.ends.append(time.perf_counter() - self.start)
-        self.unavailable += bool((answer.status == Status.UNAVAILABLE).any())
+        if (answer.status == Status.UNAVAILABLE).any():
+            self.unavailable += 1
+            self.troubled.append(time.perf_counter() - self.start)
         self.seconds.append(time.perf_counter() - due)
 
     async def run(self) -> dict[str, Any]:
@@ -79,6 +90,8 @@ class Load:
             await self.call(client, time.perf_counter())
             self.seconds.clear()
             self.ends.clear()
+            self.held.clear()
+            self.troubled.clear()
             start = self.start = time.perf_counter()
             end = start + self._asked["seconds"]
             if "rate" in self._asked:
@@ -90,6 +103,10 @@ class Load:
             "keys_per_second": len(self.seconds) * self._asked["count"] / took,
             "seconds": [round(s, 6) for s in self.seconds],
             "ends": [round(end, 3) for end in self.ends],
+            "held": [round(s, 6) for s in self.held],
+            "troubled": [round(end, 3) for end in self.troubled],
+            "errors": self.errors,
+            "start": self.start,  # of the monotonic clock, which all processes share
             "failed": self.failed,
             "refused": self.refused,
             "late": self.late,
@@ -102,7 +119,8 @@ class Load:
 
     async def _open(self, client: AsyncEmbArkClient, start: float, end: float) -> None:
         due, calls = start, set[asyncio.Task[None]]()
-        while due < end:
+        stop = Path(self._asked["until"]) if "until" in self._asked else None
+        while due < end and not (stop is not None and stop.exists()):
             due += self._draw.exponential(1 / self._asked["rate"])
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             call = asyncio.create_task(self.call(client, due))

@@ -34,6 +34,7 @@ class System:
     settings: Sequence[Settings]
     folder: Path
     stack: ExitStack
+    processes: list[ChildProcess]  # that were started, in this order
 
     @property
     def addresses(self) -> list[str]:
@@ -44,6 +45,7 @@ class System:
         settings = self.settings[index]
         log = self.folder / f"serve-{index}.txt"
         process = self.stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), log))
+        self.processes.append(process)
         if wait:
             with EmbArkClient(settings.embark_address) as client:
                 process.wait_until(lambda: answers(client), 180)
@@ -88,10 +90,11 @@ def running(folder: Path, count: int = 1, **settings: object) -> Iterator[System
             content_hash=("00",) * ROWS,
             created_at=1_700_000_000_000_000,
         )
+        store.config.online_store.request_timeout = 60.0  # a busy machine is slow, and no failure
         store.push(push_source_name(SPEC.view), table(SPEC, batch).to_pandas(), to=PushMode.ONLINE)
         store._get_provider().online_store._cluster.shutdown()
         each = [
             Settings(repo=repo, state=folder / f"state-{i}", embark_address=f"127.0.0.1:{free_port()}", **settings)
             for i in range(count)
         ]
-        yield System(servers, store, each, folder, stack)
+        yield System(servers, store, each, folder, stack, [])

@@ -11,6 +11,7 @@ from feast import FeatureStore
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
@@ -53,6 +54,7 @@ def run_worker(
     stop: threading.Event,
     limits: Limits | None = None,
     metrics: WorkerMetrics | None = None,
+    traces: Traces = NO_TRACES,
 ) -> None:
     """Works until `stop` is set, then finishes the batch at hand and leaves the group.
 
@@ -61,6 +63,7 @@ def run_worker(
         directory: the registered encoders, kept fresh by the caller.
         retina: embeds; a `RetinaClient`, or in-process.
         metrics: told what is done.
+        traces: told what Retina is asked.
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
@@ -86,6 +89,7 @@ def run_worker(
             topics=topics,
             limits=limits,
             metrics=metrics,
+            traces=traces,
         )
         logger.info("taking requests from %s at %s", topics.live, servers)
         with Backlog(lambda: open_observer(servers, topics), topics, metrics, SystemClock()):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from feast import FeatureService, FeatureStore
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class _Named:
     """What features stand for at one moment."""
 
-    features: list[str] | FeatureService  # a service as it is registered
+    features: list[str] | FeatureService = field(compare=False)  # a service as it is registered
+    views: tuple[str, ...]
     asked: list[Asked]
 
     @property
@@ -187,7 +188,7 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             for name, prefix, joins, members in wanted.values()
             if name in views
         ]
-        return _Named(features, asked)
+        return _Named(features, tuple(name for name, *_ in wanted.values()), asked)
 
     def _still(self, now: "_Named", features: list[str] | FeatureService, full: bool) -> bool:
         """Whether features stand for the same: a migration may have switched a service while it was read."""

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import grpc
 
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import UnknownView
 from serving.archive import Archive
 from serving.callers import Anybody, Caller, Callers
@@ -42,6 +43,7 @@ class EmbArkService:
         gate: how many calls are answered at a time.
         services: the feature services.
         metrics: told of each call.
+        traces: a span for each call.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class EmbArkService:
         gate: Gate | None = None,
         services: Services | None = None,
         metrics: Metrics | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         self._archive = archive
         self._max_keys = max_keys
         self._callers = callers or Anybody()
@@ -199,8 +203,9 @@ class EmbArkService:
         began, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
         try:
             try:
-                with self._gate.entered():
-                    done = await answer(self._callers.caller(context.invocation_metadata() or ()))
+                came_with = context.invocation_metadata() or ()
+                with self._gate.entered(), self._traces.span(f"EmbArk/{method}", (came_with,)):
+                    done = await answer(self._callers.caller(came_with))
                     code = grpc.StatusCode.OK
                     return done
             except Refused as refusal:

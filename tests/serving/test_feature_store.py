@@ -1,6 +1,5 @@
 """`EmbArkFeatureStore` on Feast's own SQLite store: what needs no server."""
 
-import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,19 +247,13 @@ class Switched(EmbArkFeatureStore):
         return super()._get_provider()
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_service_that_is_switched_while_it_is_read_is_read_again(
-    asynchronous: bool, repo: Path, requests: MemoryRequests
-) -> None:
+def test_a_service_that_is_switched_while_it_is_read_is_read_again(repo: Path, requests: MemoryRequests) -> None:
     store = Switched(repo_path=str(repo), requests=requests, marks=MemoryFailureMarks({}))
     service = store.get_feature_service("both")
     entities = {"image_url": [SIGNED, "http://a.example/new.jpg?sig=2"], "text": ["cat", "cat"]}
     store.armed = True
     try:
-        if asynchronous:
-            proto = asyncio.run(store.get_online_features_async(service, entities, full_feature_names=True)).proto
-        else:
-            proto = store.get_online_features(service, entities, full_feature_names=True).proto
+        proto = store.get_online_features(service, entities, full_feature_names=True).proto
     finally:
         store.apply([store.was])
     assert not any(name.startswith(SIGNS.view) for name in proto.metadata.feature_names.val)

@@ -1,6 +1,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from embark.servers import free_port
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
-from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
+from serving.client import (
+    AsyncEmbArkClient,
+    ClientError,
+    EmbArkClient,
+    EmbArkOverloaded,
+    EmbArkUnavailable,
+    LookupRefused,
+    ViewUnknown,
+)
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
 from serving.memory import GatedRows, MemoryRows, memory_archive
 from serving.requests import MemoryRequests
@@ -129,6 +138,37 @@ class SlowArchive:
     ) -> Embeddings:
         await asyncio.sleep(5)
         return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+
+
+class BusyArchive(SlowArchive):
+    """An archive that holds the event loop up, as much work does."""
+
+    async def answer(
+        self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
+    ) -> Embeddings:
+        time.sleep(0.2)
+        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+
+
+def test_calls_that_come_faster_than_they_are_looked_at_are_refused_and_the_server_goes_on() -> None:
+    async def ask(client: AsyncEmbArkClient) -> str:
+        try:
+            await client.lookup(TEXT.view, ["x"], timeout=60)
+        except EmbArkOverloaded as error:
+            return str(error)
+        return "answered"
+
+    async def run(address: str) -> list[str]:
+        async with AsyncEmbArkClient(address) as client:
+            await client.lookup(TEXT.view, ["x"], timeout=60)
+            outcomes = await asyncio.gather(*(ask(client) for _ in range(40)))
+            return [*outcomes, await ask(client)]
+
+    with served(BusyArchive(), max_calls=8) as address:  # type: ignore[arg-type]
+        *outcomes, last = asyncio.run(run(address))
+    assert last == "answered"
+    assert outcomes.count("answered") > 0
+    assert any("has more calls than it can look at" in outcome for outcome in outcomes)
 
 
 def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
