@@ -59,7 +59,9 @@ static_resources:
                 route:
                   cluster: embark
                   timeout: 0s
-                  retry_policy: {{retry_on: "connect-failure,refused-stream,reset,unavailable", num_retries: 3}}
+                  retry_policy:
+                    retry_on: connect-failure,refused-stream,reset,unavailable,cancelled
+                    num_retries: 3
   clusters:
   - name: embark
     type: STATIC

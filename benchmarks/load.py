@@ -42,6 +42,7 @@ class Load:
         self.troubled: list[float] = []  # ends of calls that had UNAVAILABLE keys
         self.errors: list[str] = []
         self.failed = 0  # otherwise than for want of room or time
+        self.lost: list[float] = []  # ends of calls that were not answered
         self.refused = 0
         self.late = 0
         self.unavailable = 0
@@ -57,6 +58,7 @@ class Load:
 
     async def call(self, client: AsyncEmbArkClient, due: float) -> None:
         began = time.perf_counter()
+        answered = False
         try:
             answer = await client.lookup(
                 self._asked["view"],
@@ -77,7 +79,11 @@ class Load:
             self.errors.append(str(error))
             self.failed += 1
             return
+        else:
+            answered = True
         finally:
+            if not answered:
+                self.lost.append(time.perf_counter() - self.start)
             self.held.append(time.perf_counter() - began)
         self.ends.append(time.perf_counter() - self.start)
         if (answer.status == Status.UNAVAILABLE).any():
@@ -91,6 +97,7 @@ class Load:
             self.seconds.clear()
             self.ends.clear()
             self.held.clear()
+            self.lost.clear()
             self.troubled.clear()
             start = self.start = time.perf_counter()
             end = start + self._asked["seconds"]
@@ -103,6 +110,8 @@ class Load:
             "keys_per_second": len(self.seconds) * self._asked["count"] / took,
             "seconds": [round(s, 6) for s in self.seconds],
             "ends": [round(end, 3) for end in self.ends],
+            "took": took,
+            "lost": [round(end, 3) for end in self.lost],
             "held": [round(s, 6) for s in self.held],
             "troubled": [round(end, 3) for end in self.troubled],
             "errors": self.errors,

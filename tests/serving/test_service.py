@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
 from serving.client import (
+    Answer,
     AsyncEmbArkClient,
     ClientError,
     EmbArkClient,
@@ -169,6 +171,22 @@ def test_calls_that_come_faster_than_they_are_looked_at_are_refused_and_the_serv
     assert last == "answered"
     assert outcomes.count("answered") > 0
     assert any("has more calls than it can look at" in outcome for outcome in outcomes)
+
+
+def test_calls_that_wait_for_a_server_that_ends_are_answered_by_another() -> None:
+    with served(Parts().archive) as one, ExitStack() as ending:
+        other = ending.enter_context(served(BusyArchive()))  # type: ignore[arg-type]
+
+        async def run() -> list[Answer]:
+            async with AsyncEmbArkClient([one, other]) as client:
+                for _ in range(6):
+                    await client.lookup(TEXT.view, ["x"], timeout=60)  # it is connected to both
+                calls = [asyncio.create_task(client.lookup(TEXT.view, ["x"], timeout=60)) for _ in range(30)]
+                await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.to_thread(ending.close)
+                return await asyncio.gather(*calls)
+
+        assert all(answer.status.tolist() == [Status.OOV] for answer in asyncio.run(run()))
 
 
 def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
