@@ -136,10 +136,12 @@ class Faults:
             begun({**base, **seconds, "address": address, "seed": seed + len(self.rows)})
             for seed, address in enumerate(self._ways.values())
         ]
-        time.sleep(3)
-        back, recovery = fault()
-        time.sleep(3)
-        stop.touch()
+        try:
+            time.sleep(3)
+            back, recovery = fault()
+            time.sleep(3)
+        finally:
+            stop.touch()
         for way, told in zip(self._ways, finished(loads), strict=True):
             troubled = [told["start"] + end for end in told["troubled"]]
             if np.isnan(recovery):

@@ -80,7 +80,7 @@ def traces_of(settings: Settings, part: str) -> Iterator[Traces]:
         from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
     except ImportError as error:
         raise TracingMissing(
-            f"EMBARK_TRACES is {settings.traces}, but {error.name} is not installed: install `embark[tracing]`"
+            f"EMBARK_TRACES is {settings.traces}, but {error.name} is not installed: `uv sync --extra tracing`"
         ) from error
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: part}),

@@ -169,7 +169,7 @@ def test_without_a_collector_there_are_no_traces_and_opentelemetrys_sdk_is_not_i
 def test_a_collector_without_the_extra_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with (
-        pytest.raises(TracingMissing, match=r"install `embark\[tracing\]`"),
+        pytest.raises(TracingMissing, match=r"uv sync --extra tracing"),
         traces_of(Settings(traces="http://127.0.0.1:1"), "embark"),
     ):
         pass
