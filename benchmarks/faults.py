@@ -116,8 +116,9 @@ def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
 class Faults:
     """What befalls a system, while clients ask."""
 
-    def __init__(self, system: System, away: float) -> None:
+    def __init__(self, system: System, away: float, after: float) -> None:
         self._system = system
+        self._after = after  # seconds in which calls show how a recovery went
         self._away = away
         self._ways = {"client's list": system.addresses}
         through = envoy(system)
@@ -137,9 +138,9 @@ class Faults:
             for seed, address in enumerate(self._ways.values())
         ]
         try:
-            time.sleep(3)
+            time.sleep(self._after / 4)
             back, recovery = fault()
-            time.sleep(3)
+            time.sleep(self._after / 4)
         finally:
             stop.touch()
         for way, told in zip(self._ways, finished(loads), strict=True):
@@ -168,7 +169,7 @@ class Faults:
         self.published = self._system.requests_published() - before
         self._system.servers.up()
         back = time.perf_counter()
-        time.sleep(RECOVERY)
+        time.sleep(self._after)
         return back, float("nan")  # known by the last key that was UNAVAILABLE
 
     def kafka(self) -> tuple[float, float]:
@@ -206,7 +207,7 @@ def main() -> None:
     with TemporaryDirectory() as name, running(Path(name), 2, hot_cache_mb=2, hot_cache_seconds=3600) as system:
         for index in range(2):
             system.start(index)
-        faults = Faults(system, 3.0 if given.fast else 10.0)
+        faults = Faults(system, *((3.0, 4.0) if given.fast else (10.0, 12.0)))
         faults.under_load("Cassandra killed, and started again", faults.cassandra)
         faults.under_load("Kafka killed, and started again", faults.kafka)
         faults.under_load("one of two EmbArks killed, and started again", faults.embark)
