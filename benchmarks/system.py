@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from feast import FeatureStore
 from feast.data_source import PushMode
 from kafka import KafkaConsumer, TopicPartition
@@ -16,12 +17,14 @@ from embark.servers import LocalServers, free_port
 from embark.settings import Settings
 from encoders.client import memory_vector
 from encoders.spec import EncoderSpec
+from feature_repo.online.writes import WriteFailed
 from feature_repo.views import feast_objects, push_source_name, request_topic
 from materializer.archive import EmbeddedBatch, table
 from serving.client import ClientError, EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
 ROWS = 2000
+TRIES = 10
 KEYS = tuple(f"title {i}" for i in range(ROWS))
 
 
@@ -71,6 +74,18 @@ def answers(client: EmbArkClient) -> bool:
     return True
 
 
+def written(store: FeatureStore, rows: pd.DataFrame) -> None:
+    """Writes rows online, a few at a time and again where they time out: a busy machine is slow, and no failure."""
+    for start in range(0, len(rows), 100):
+        for attempt in range(TRIES):
+            try:
+                store.push(push_source_name(SPEC.view), rows.iloc[start : start + 100], to=PushMode.ONLINE)
+                break
+            except WriteFailed:
+                if attempt + 1 == TRIES:
+                    raise
+
+
 @contextmanager
 def running(folder: Path, count: int = 1, **settings: object) -> Iterator[System]:
     """Kafka and Cassandra with KEYS online, and settings of `count` EmbArks, none of which runs yet."""
@@ -90,8 +105,7 @@ def running(folder: Path, count: int = 1, **settings: object) -> Iterator[System
             content_hash=("00",) * ROWS,
             created_at=1_700_000_000_000_000,
         )
-        store.config.online_store.request_timeout = 60.0  # a busy machine is slow, and no failure
-        store.push(push_source_name(SPEC.view), table(SPEC, batch).to_pandas(), to=PushMode.ONLINE)
+        written(store, table(SPEC, batch).to_pandas())
         store._get_provider().online_store._cluster.shutdown()
         each = [
             Settings(repo=repo, state=folder / f"state-{i}", embark_address=f"127.0.0.1:{free_port()}", **settings)
