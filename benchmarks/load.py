@@ -4,19 +4,23 @@
 
 Closed loop (`"calls": 8`): so many calls are under way all the time. Open loop (`"rate": 400`): calls begin at random
 times, so many a second, whether those before have been answered or not, and their time counts from when they should
-have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, and the seconds of each call.
+have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, the seconds of each call that
+was answered and when it ended; how many were refused for want of room, were late, and failed otherwise.
 """
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from feature_repo.embeddings import Status
-from serving.client import AsyncEmbArkClient, ClientError
+from serving.client import AsyncEmbArkClient, ClientError, EmbArkOverloaded, EmbArkUnavailable
 
 
 class Load:
@@ -24,7 +28,7 @@ class Load:
 
     Args:
         asked: address, view, keys, count (of a call), seconds; calls or rate; precision; misses (share of keys that are
-            new each time).
+            new each time); until (a file: an open loop ends when it is there).
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
@@ -32,7 +36,15 @@ class Load:
         self._draw = np.random.default_rng(asked.get("seed", 0))
         self._fresh = 0
         self.seconds: list[float] = []
-        self.failed = 0
+        self.ends: list[float] = []  # since the start of the load
+        self.start = 0.0
+        self.held: list[float] = []  # seconds of each call since it began, however it ended
+        self.troubled: list[float] = []  # ends of calls that had UNAVAILABLE keys
+        self.errors: list[str] = []
+        self.failed = 0  # otherwise than for want of room or time
+        self.lost: list[float] = []  # ends of calls that were not answered
+        self.refused = 0
+        self.late = 0
         self.unavailable = 0
 
     def keys(self) -> list[str]:
@@ -45,6 +57,8 @@ class Load:
         return keys
 
     async def call(self, client: AsyncEmbArkClient, due: float) -> None:
+        began = time.perf_counter()
+        answered = False
         try:
             answer = await client.lookup(
                 self._asked["view"],
@@ -52,17 +66,40 @@ class Load:
                 self._asked.get("timeout", 10.0),
                 precision=self._asked.get("precision", "float32"),
             )
-        except ClientError:
+        except EmbArkOverloaded:
+            self.refused += 1
+            return
+        except EmbArkUnavailable as error:
+            self.errors.append(str(error))
+            in_time = "within" not in str(error)
+            self.failed += in_time
+            self.late += not in_time
+            return
+        except ClientError as error:
+            self.errors.append(str(error))
             self.failed += 1
             return
-        self.unavailable += bool((answer.status == Status.UNAVAILABLE).any())
+        else:
+            answered = True
+        finally:
+            if not answered:
+                self.lost.append(time.perf_counter() - self.start)
+            self.held.append(time.perf_counter() - began)
+        self.ends.append(time.perf_counter() - self.start)
+        if (answer.status == Status.UNAVAILABLE).any():
+            self.unavailable += 1
+            self.troubled.append(time.perf_counter() - self.start)
         self.seconds.append(time.perf_counter() - due)
 
     async def run(self) -> dict[str, Any]:
         async with AsyncEmbArkClient(self._asked["address"]) as client:
             await self.call(client, time.perf_counter())
             self.seconds.clear()
-            start = time.perf_counter()
+            self.ends.clear()
+            self.held.clear()
+            self.lost.clear()
+            self.troubled.clear()
+            start = self.start = time.perf_counter()
             end = start + self._asked["seconds"]
             if "rate" in self._asked:
                 await self._open(client, start, end)
@@ -72,7 +109,16 @@ class Load:
         return {
             "keys_per_second": len(self.seconds) * self._asked["count"] / took,
             "seconds": [round(s, 6) for s in self.seconds],
+            "ends": [round(end, 3) for end in self.ends],
+            "took": took,
+            "lost": [round(end, 3) for end in self.lost],
+            "held": [round(s, 6) for s in self.held],
+            "troubled": [round(end, 3) for end in self.troubled],
+            "errors": self.errors,
+            "start": self.start,  # of the monotonic clock, which all processes share
             "failed": self.failed,
+            "refused": self.refused,
+            "late": self.late,
             "unavailable": self.unavailable,
         }
 
@@ -82,13 +128,31 @@ class Load:
 
     async def _open(self, client: AsyncEmbArkClient, start: float, end: float) -> None:
         due, calls = start, set[asyncio.Task[None]]()
-        while due < end:
+        stop = Path(self._asked["until"]) if "until" in self._asked else None
+        while due < end and not (stop is not None and stop.exists()):
             due += self._draw.exponential(1 / self._asked["rate"])
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             call = asyncio.create_task(self.call(client, due))
             calls.add(call)
             call.add_done_callback(calls.discard)
         await asyncio.gather(*calls)
+
+
+def begun(asked: dict[str, Any]) -> "subprocess.Popen[str]":
+    """A process that asks."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    process.stdin.write(json.dumps(asked))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def finished(processes: "Sequence[subprocess.Popen[str]]") -> list[dict[str, Any]]:
+    """What the processes found, when all have ended."""
+    return [json.loads(process.communicate()[0]) for process in processes]
 
 
 if __name__ == "__main__":

@@ -418,7 +418,9 @@ def feature_server(settings: Settings, listen: str) -> None:
 @click.option("--view", "views", multiple=True, metavar="VIEW", help="That it may read; all of them otherwise.")
 @click.option("--announce", is_flag=True, help="Whether it may announce keys.")
 @click.option("--keys-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
+@click.option("--bytes-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most.")
 @click.option("--max-keys", type=click.IntRange(1), metavar="N", help="Of one call, at most.")
+@click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="Of one call and the vectors of its answer.")
 @AS_JSON
 @one_line_errors
 def token(
@@ -426,7 +428,9 @@ def token(
     views: tuple[str, ...],
     announce: bool,
     keys_per_second: float | None,
+    bytes_per_second: float | None,
     max_keys: int | None,
+    max_bytes: int | None,
     as_json: bool,
 ) -> None:
     """Make a token for the caller NAME: the table for the file of EMBARK_CALLERS, and on standard error the token.
@@ -436,7 +440,15 @@ def token(
     """
     from embark.tokens import new_token
 
-    secret, table = new_token(name, views=views, announce=announce, keys_per_second=keys_per_second, max_keys=max_keys)
+    secret, table = new_token(
+        name,
+        views=views,
+        announce=announce,
+        keys_per_second=keys_per_second,
+        bytes_per_second=bytes_per_second,
+        max_keys=max_keys,
+        max_bytes=max_bytes,
+    )
     if as_json:
         click.echo(json.dumps({"name": name, "table": table, "token": secret}))
         return

@@ -43,6 +43,7 @@ EXPECTED_ERRORS = {
     "feature_repo.offline.newest": "HistoryUnreadable",
     "materializer.process": "KafkaUnavailable",
     "serving.answers": "ClientError",
+    "embark.tracing": "TracingMissing",
     "serving.callers": "CallersInvalid",
     "serving.processes": "ProcessesFailed",
     "serving.transport": "TransportRefused",

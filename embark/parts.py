@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry
 from embark.metrics import metrics_served
 from embark.repo import RepoError, open_store
 from embark.settings import Settings
+from embark.tracing import traces_of
 from encoders.spec import EncoderSpec
+from encoders.traces import Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.views import encoder_specs
 
@@ -97,7 +99,9 @@ def run_retina(settings: Settings) -> None:
     from encoders.server import RetinaServer
     from encoders.service import RetinaService
 
-    async def run(directory: EncoderDirectory, registry: CollectorRegistry, stop: threading.Event) -> None:
+    async def run(
+        directory: EncoderDirectory, registry: CollectorRegistry, stop: threading.Event, traces: Traces
+    ) -> None:
         async with fetcher_of(settings) as fetcher:
             service = RetinaService(
                 registered=lambda: directory.specs,
@@ -111,6 +115,7 @@ def run_retina(settings: Settings) -> None:
                 memory=settings.retina_memory_mb * 1_000_000,
                 compiled=settings.retina_compile,
                 metrics=RetinaMetrics(registry),
+                traces=traces,
             )
             async with RetinaServer(
                 service,
@@ -147,8 +152,9 @@ def run_retina(settings: Settings) -> None:
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
         metrics_served(settings.retina_metrics, registry, lambda: ready.is_set() and not stop.is_set()),
+        traces_of(settings, "retina") as traces,
     ):
-        asyncio.run(run(directory, registry, stop))
+        asyncio.run(run(directory, registry, stop, traces))
 
 
 def run_materializer(settings: Settings) -> None:
@@ -165,9 +171,11 @@ def run_materializer(settings: Settings) -> None:
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
-        RetinaClient(settings.retina_address) as retina,
+        traces_of(settings, "kfc") as traces,
+        RetinaClient(settings.retina_address, traces=traces) as retina,
         metrics_served(settings.kfc_metrics, registry, lambda: working.is_set() and not stop.is_set()),
     ):
+        store = open_store(settings.repo)
         run_worker(
-            open_store(settings.repo), directory=directory, retina=retina, stop=stop, metrics=metrics, working=working
+            store, directory=directory, retina=retina, stop=stop, metrics=metrics, working=working, traces=traces
         )

@@ -13,6 +13,7 @@ from embark.metrics import metrics_served
 from embark.parts import directory_of, stopped_by_signals
 from embark.repo import open_store
 from embark.settings import Settings
+from embark.tracing import traces_of
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
@@ -108,16 +109,28 @@ def _run_one(settings: Settings, process: int | None) -> None:
     with (
         stopped_by_signals() as stop,
         directory_of(settings) as directory,
+        traces_of(settings, "embark") as traces,
         contextlib.closing(StoreReads(rows, marks)) as reads,
         contextlib.closing(
-            RequestQueue(open_producer(servers), topic, bulk_topic=topics.bulk, per_second=settings.requests_per_second)
+            RequestQueue(
+                open_producer(servers),
+                topic,
+                bulk_topic=topics.bulk,
+                per_second=settings.requests_per_second,
+                traces=traces,
+            )
         ) as requests,
         metrics_served(metrics_address(settings, process), registry, lambda: listening.is_set() and not stop.is_set()),
     ):
         archive = EmbeddingArchive(directory, reads, requests, caches, budget=settings.lookup_budget_ms / 1000)
         registry.register(PartsCollector(caches, reads, requests, gate))
         service = EmbArkService(
-            archive, callers=callers_of(settings), gate=gate, services=services_of(settings), metrics=Metrics(registry)
+            archive,
+            callers=callers_of(settings),
+            gate=gate,
+            services=services_of(settings),
+            metrics=Metrics(registry),
+            traces=traces,
         )
         freshness = Freshness(
             lambda missed: Announcements(lambda: open_announcement_reader(servers), topics.embedded, missed=missed),

@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     )
     rank_budget: float = Field(0.2, gt=0, description="seconds in which `embark rank` answers, embeddings or not")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the three servers")
+    traces: str = Field(
+        "", pattern=r"^(https?://[^ ]+)?\z", description="collector (OTLP over gRPC), as http://127.0.0.1:4317"
+    )
+    traces_share: float = Field(
+        0.01, ge=0, le=1, description="of calls that are traced, where their caller does not say"
+    )
     log_format: Literal["text", "json"] = Field("text", description="json: an object a line, for programs")
 
     processes: int = Field(1, ge=1, le=256, description="of EmbArk, on one port")

@@ -19,7 +19,9 @@ def new_token(
     views: Sequence[str] = (),
     announce: bool = False,
     keys_per_second: float | None = None,
+    bytes_per_second: float | None = None,
     max_keys: int | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[str, str]:
     """A new token, and the TOML table of its caller.
 
@@ -35,8 +37,11 @@ def new_token(
         f"views = {json.dumps(list(views) or [ANY_VIEW])}",  # a list of strings is the same in TOML
         f"announce = {json.dumps(announce)}",
     ]
-    if keys_per_second is not None:
-        lines.append(f"keys_per_second = {keys_per_second:g}")
-    if max_keys is not None:
-        lines.append(f"max_keys = {max_keys}")
+    limits = {
+        "keys_per_second": keys_per_second,
+        "bytes_per_second": bytes_per_second,
+        "max_keys": max_keys,
+        "max_bytes": max_bytes,
+    }
+    lines += [f"{limit} = {value:.15g}" for limit, value in limits.items() if value is not None]
     return secret, "\n".join(lines) + "\n"

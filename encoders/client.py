@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders.matrix import unpack
 from encoders.replicas import Replica, Replicas
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest
+from encoders.traces import NO_TRACES, Traces
 
 MAX_KEYS = 512  # of one call
 RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED
@@ -82,13 +83,15 @@ class RetinaClient:
 
     Args:
         addresses: `host:port`, separated by commas; each may be anything that gRPC resolves.
+        traces: whose open span is told to Retina.
 
     Raises:
         ValueError: no address.
     """
 
-    def __init__(self, addresses: str) -> None:
+    def __init__(self, addresses: str, *, traces: Traces = NO_TRACES) -> None:
         self._replicas = Replicas(addresses)
+        self._traces = traces
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +113,10 @@ class RetinaClient:
             RetinaRefused: no such view, another fingerprint, or more than 512 keys.
         """
         request = EncodeRequest(view=view, fingerprint=fingerprint, keys=keys)
-        replica, reply = self._asked(lambda replica, left: replica.stub.Encode(request, timeout=left), timeout)
+        told = self._traces.headers()
+        replica, reply = self._asked(
+            lambda replica, left: replica.stub.Encode(request, timeout=left, metadata=told), timeout
+        )
         try:
             vectors = unpack(reply.vectors)
         except ValueError as error:

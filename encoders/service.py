@@ -27,6 +27,7 @@ from encoders.matrix import pack
 from encoders.metrics import RetinaMetrics
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest, Outcome
 from encoders.spec import EncoderSpec, SpecError
+from encoders.traces import NO_TRACES, Traces
 from encoders.weights import WeightsUnavailable
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ class RetinaService:
         per_host: int = PER_HOST,
         load: Callable[[EncoderSpec], Encoder] | None = None,
         metrics: RetinaMetrics | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         chosen = choose_device(device)
         if compiled:
             check_compiler(chosen)
@@ -104,6 +107,11 @@ class RetinaService:
         They may be had a minute later, or by another Retina, so the caller is to wait. Weights that are not those which
         were pinned are FAILED_PRECONDITION: waiting does not help, somebody must act.
         """
+        came_with = [context.invocation_metadata() or ()]
+        with self._traces.span("Retina/Encode", came_with, view=request.view, keys=len(request.keys)):
+            return await self._encoded(request, context)
+
+    async def _encoded(self, request: EncodeRequest, context: grpc.aio.ServicerContext) -> EncodeReply:
         # 1. what concerns the whole
         spec = await self._admitted(request, context)
         began = time.monotonic()

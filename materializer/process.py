@@ -11,6 +11,7 @@ from feast import FeatureStore
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
@@ -54,6 +55,7 @@ def run_worker(
     limits: Limits | None = None,
     metrics: WorkerMetrics | None = None,
     working: threading.Event | None = None,
+    traces: Traces = NO_TRACES,
 ) -> None:
     """Works until `stop` is set, then finishes the batch at hand and leaves the group.
 
@@ -63,6 +65,7 @@ def run_worker(
         retina: embeds; a `RetinaClient`, or in-process.
         metrics: told what is done.
         working: set once all servers were reached, and it joins the group.
+        traces: told what Retina is asked.
 
     Raises:
         KafkaUnavailable, StoreUnavailable: a server cannot be reached at the start; later ones are waited for.
@@ -88,6 +91,7 @@ def run_worker(
             topics=topics,
             limits=limits,
             metrics=metrics,
+            traces=traces,
         )
         logger.info("taking requests from %s at %s", topics.live, servers)
         if working is not None:

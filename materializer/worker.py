@@ -12,6 +12,7 @@ import numpy as np
 from encoders.client import Encoded, RetinaRefused
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory, UnknownView
 from feature_repo.failures import FailureMarks
 from materializer.announcements import Announcer, failed
@@ -109,6 +110,7 @@ class Worker:
         delay: seconds before the next try, from the number of tries before.
         overlap: whether the stages have threads of their own.
         metrics: told what is done; of a registry of their own otherwise.
+        traces: told what Retina is asked, in the traces of the look-ups that missed.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class Worker:
         delay: Callable[[int], float] = retry_delay,
         overlap: bool = True,
         metrics: WorkerMetrics | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         self._clock = clock or SystemClock()
         self._metrics = metrics or WorkerMetrics()
         self._group = GroupMember(consumer, self._clock)
@@ -368,7 +372,9 @@ class Worker:
                 return self._retina.encode(spec.view, spec.fingerprint, keys, RETINA_SECONDS)
 
         try:
-            encoded = patience.until_done(encode, taken, spec)
+            came_with = (one.record.headers for one in asked)
+            with self._traces.span("KFC/embed", came_with, view=spec.view, keys=len(keys)):
+                encoded = patience.until_done(encode, taken, spec)
             _check(spec, len(keys), encoded)
         except RetinaRefused as refusal:
             # Retina and KFC have not read the same registry yet, or one of them is of an old release. Stalling would

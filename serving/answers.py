@@ -106,6 +106,10 @@ def translated(error: grpc.RpcError, address: object, timeout: float) -> ClientE
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         # gRPC uses the code of a lack of room for a message that is too large, too.
         return LookupRefused(detail) if "larger than max" in detail else EmbArkOverloaded(detail)
+    if code == grpc.StatusCode.CANCELLED and detail == "CANCELLED":
+        # What gRPC's server says of calls beyond those that may wait, here after several tries. Of a channel that was
+        # closed it says so.
+        return EmbArkOverloaded(f"EmbArk at {address} has more calls than it can look at: again later")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return EmbArkUnavailable(f"EmbArk at {address} did not answer within {timeout:g} s")
     if code == grpc.StatusCode.UNAVAILABLE:

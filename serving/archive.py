@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
@@ -44,8 +45,17 @@ class Archive(Protocol):
         """
         ...
 
-    async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
+    async def answer(
+        self,
+        view: str,
+        keys: Sequence[str],
+        seconds: float | None = None,
+        room: NDArray[np.float32] | None = None,
+    ) -> Embeddings:
         """As `lookup`, on an event loop, which it never blocks for longer than numpy needs.
+
+        Args:
+            room: (N, dim), of any content, where the vectors are put; None: in memory of their own.
 
         Raises:
             UnknownView: there is no such view.
@@ -103,10 +113,16 @@ class EmbeddingArchive:
             self._finish(under_way, patient=seconds >= self._budget)
         return under_way.answer
 
-    async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
+    async def answer(
+        self,
+        view: str,
+        keys: Sequence[str],
+        seconds: float | None = None,
+        room: NDArray[np.float32] | None = None,
+    ) -> Embeddings:
         seconds = self._budget if seconds is None else min(seconds, self._budget)
         by = self._clock() + seconds
-        under_way = self._begin(view, keys)
+        under_way = self._begin(view, keys, room)
         if under_way.awaited:
             reads = [asyncio.wrap_future(each.read) for each in under_way.awaited]
             await asyncio.wait(reads, timeout=max(0.0, by - self._clock()))
@@ -152,12 +168,12 @@ class EmbeddingArchive:
         done, _ = wait(reads, self._budget)
         return sum(int(read.result().rows.found.sum()) for read in done if read.exception() is None)
 
-    def _begin(self, view: str, keys: Sequence[str]) -> "_UnderWay":
+    def _begin(self, view: str, keys: Sequence[str], room: NDArray[np.float32] | None = None) -> "_UnderWay":
         """Steps 1 and 2 of a look-up."""
         spec = self._directory.spec(view)
         cache = self._caches.of(spec)
         # 1. what is hot, under whatever spelling
-        answer, missing = cache.take(keys)
+        answer, missing = cache.take(keys, room)
         under_way = _UnderWay(spec, cache, answer)
         if not missing.any():
             return under_way

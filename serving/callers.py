@@ -5,7 +5,9 @@ token_sha256 = "9f86d0…"            # `embark token ranker` makes a token and 
 views = ["text_lstm__v1"]           # or ["*"]
 announce = true
 keys_per_second = 50000
-max_keys = 1000
+bytes_per_second = 100000000        # of requests and of the vectors in answers
+max_keys = 1000                     # of a call
+max_bytes = 4000000
 """
 
 import hashlib
@@ -17,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.limits import MAX_KEYS
+from serving.limits import MAX_CALL_BYTES, MAX_KEYS
 from serving.rates import TokenBucket
-from serving.refusals import NotPermitted, RateExceeded, TooManyKeys, Unauthenticated
+from serving.refusals import NotPermitted, RateExceeded, TooManyBytes, TooManyKeys, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ HEADER = "authorization"
 BEARER = "Bearer "
 ANY_VIEW = "*"
 LOOK_SECONDS = 5.0  # after so long, at most, a token that was taken out of the file is refused
-ALLOWED = {"token_sha256", "views", "announce", "keys_per_second", "max_keys"}
+ALLOWED = {"token_sha256", "views", "announce", "keys_per_second", "bytes_per_second", "max_keys", "max_bytes"}
 
 
 class CallersInvalid(Exception):
@@ -43,7 +45,9 @@ class Caller:
         views: that it may read; None: all.
         announce: whether it may announce keys.
         max_keys: of one call.
+        max_bytes: of one call, its request and the vectors of its answer; of a stream, each answer; None: no limit.
         rate: of keys; None: as many as it likes.
+        byte_rate: of bytes; None: as many as it likes.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Caller:
     announce: bool = True
     max_keys: int = MAX_KEYS
     rate: TokenBucket | None = None
+    max_bytes: int | None = None
+    byte_rate: TokenBucket | None = None
 
     def check(self, view: str, keys: int, most: int) -> None:
         """Raises:
@@ -62,14 +68,23 @@ class Caller:
         if keys > allowed:
             raise TooManyKeys(f"{keys} keys, {allowed} are allowed in a call")
 
-    def spend(self, keys: int) -> None:
-        """Counts keys of a call that is allowed.
+    def spend(self, keys: int, size: int) -> None:
+        """Counts the keys and the bytes of a call that is allowed.
 
         Raises:
-            RateExceeded: there are too many for now.
+            TooManyBytes: it is larger than this caller's calls may be.
+            RateExceeded: there are too many for now; nothing was counted.
         """
-        if self.rate is not None and not self.rate.take(keys):
-            raise RateExceeded(f"{self.name} asks for too many keys: again in {self.rate.wait_seconds(keys):.2f} s")
+        if self.max_bytes is not None and size > self.max_bytes:
+            raise TooManyBytes(
+                f"{size} bytes of request and vectors, {self.max_bytes} are allowed in a call: fewer keys, or float16"
+            )
+        for what, bucket, count in (("keys", self.rate, keys), ("bytes", self.byte_rate, size)):
+            if bucket is not None and not bucket.has(count):
+                raise RateExceeded(f"{self.name} asks for too many {what}: again in {bucket.wait_seconds(count):.2f} s")
+        for bucket, count in ((self.rate, keys), (self.byte_rate, size)):
+            if bucket is not None:
+                bucket.take(count)
 
     def check_announce(self) -> None:
         """Raises:
@@ -193,14 +208,28 @@ def _caller(path: Path, name: str, table: Any, clock: Callable[[], float]) -> tu
     if not isinstance(views, list) or not views or not all(isinstance(view, str) for view in views):
         raise fail('views has to be a list of views, or ["*"]')
     announce = table.get("announce", False)
-    most = table.get("max_keys", MAX_KEYS)
-    rate = table.get("keys_per_second")
     if not isinstance(announce, bool):
         raise fail("announce has to be true or false")
-    if type(most) is not int or most < 1:
-        raise fail("max_keys has to be a whole number from 1 on")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0):
-        raise fail("keys_per_second has to be a positive number")
-    # A second's worth at once, and a whole call in any case: a slow caller could otherwise never make one.
-    bucket = None if rate is None else TokenBucket(rate, max(float(rate), float(min(most, MAX_KEYS))), clock)
-    return sha, Caller(name, None if ANY_VIEW in views else frozenset(views), announce, most, bucket)
+    most = {limit: table.get(limit) for limit in ("max_keys", "max_bytes")}
+    rates = {limit: table.get(limit) for limit in ("keys_per_second", "bytes_per_second")}
+    for limit, value in most.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise fail(f"{limit} has to be a whole number from 1 on")
+    for limit, value in rates.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise fail(f"{limit} has to be a positive number")
+    max_keys, max_bytes = most["max_keys"] or MAX_KEYS, most["max_bytes"]
+
+    def bucket(rate: float | None, call: float) -> TokenBucket | None:
+        # A second's worth at once, and a whole call in any case: a slow caller could otherwise never make one.
+        return None if rate is None else TokenBucket(rate, max(float(rate), float(call)), clock)
+
+    return sha, Caller(
+        name,
+        None if ANY_VIEW in views else frozenset(views),
+        announce,
+        max_keys,
+        bucket(rates["keys_per_second"], min(max_keys, MAX_KEYS)),
+        max_bytes,
+        bucket(rates["bytes_per_second"], min(max_bytes or MAX_CALL_BYTES, MAX_CALL_BYTES)),
+    )

@@ -12,11 +12,14 @@ import grpc
 from serving.limits import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 
 ATTEMPTS = 5  # the most that gRPC allows; over 1.6 s, in which a connection that was refused is tried again twice
-RETRIED = (
-    "UNAVAILABLE",
-)  # the call was not begun, or its server is gone: a look-up changes nothing, so it may go twice
+# A look-up changes nothing, so it may go twice. UNAVAILABLE: the call was not begun, or its server is gone. CANCELLED
+# by the server: the call waited to be looked at when the server ended, or too many waited.
+RETRIED = ("UNAVAILABLE", "CANCELLED")
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    # A failed try costs a token, a call that is answered brings a half; with less than half of them nothing is tried
+    # again. So a restart costs no call, and an overloaded server gets no more calls by it.
+    "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.5},
     "methodConfig": [
         {
             "name": [{"service": "embark.v1.EmbArk"}],

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from feast import FeatureService, FeatureStore
@@ -23,12 +24,27 @@ from serving.requests import ProducerOnDemand, RequestQueue, RequestSink, open_p
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What features stand for at one moment."""
+
+    features: list[str] | FeatureService = field(compare=False)  # a service as it is registered
+    views: tuple[str, ...]
+    asked: list[Asked]
+
+    @property
+    def plain(self) -> bool:
+        """Whether no view is an encoder's."""
+        return all(each.spec is None for each in self.asked)
+
+
 class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
     """A `FeatureStore` whose online look-ups answer as EmbArk does.
 
     Where an embedding is missing, its value is the view's OOV embedding, its status stays Feast's NOT_FOUND, and it is
     asked for; neither Kafka nor the failure marks can cost an answer. Keys are canonicalised first. Views that are not
-    an encoder's are served as Feast serves them.
+    an encoder's are served as Feast serves them. A feature service is read as it is registered; where it is switched to
+    other views meanwhile, it is read again: an answer is never of both.
 
     Args:
         requests: where missing keys are asked for; by default Kafka as the registry names it.
@@ -58,20 +74,16 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             ValueError: the entity rows have different columns.
             further errors: Feast's own.
         """
-        asked = self._asked(features, full_feature_names)
-        if len(entity_rows) == 0 or all(each.spec is None for each in asked):
-            return super().get_online_features(features, entity_rows, full_feature_names, **kwargs)
-        # 1. canonical keys
-        rows = as_columns(entity_rows)
-        first, *others = readings(asked, rows)
-        # 2. one read of all; another for views of other keys in the same column, which is rare
-        response = super().get_online_features(features, rows | first.columns, full_feature_names, **kwargs)
-        for reading in others:
-            again = super().get_online_features(features, rows | reading.columns, full_feature_names, **kwargs)
-            for each in reading.views:
-                take_over(response.proto, again.proto, each.names.values())
-        self._complete(response.proto, (first, *others), rows)
-        return response
+        while True:
+            now = self._now(features, full_feature_names)
+            try:
+                response = self._read(now, entity_rows, full_feature_names, **kwargs)
+            except Exception:
+                if self._still(now, features, full_feature_names):
+                    raise
+            else:
+                if self._still(now, features, full_feature_names):
+                    return self._completed(response, now, entity_rows)
 
     async def get_online_features_async(
         self,
@@ -81,20 +93,53 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
         **kwargs: Any,
     ) -> OnlineResponse:
         """As `get_online_features`, without blocking the event loop: what Feast's feature server calls."""
-        asked = self._asked(features, full_feature_names)
-        if len(entity_rows) == 0 or all(each.spec is None for each in asked):
-            return await super().get_online_features_async(features, entity_rows, full_feature_names, **kwargs)
+        while True:
+            now = self._now(features, full_feature_names)
+            try:
+                response = await self._read_async(now, entity_rows, full_feature_names, **kwargs)
+            except Exception:
+                if self._still(now, features, full_feature_names):
+                    raise
+            else:
+                if self._still(now, features, full_feature_names):
+                    # In a thread: the failure marks are read.
+                    return await asyncio.to_thread(self._completed, response, now, entity_rows)
+
+    def _read(self, now: "_Named", entity_rows: Any, full_feature_names: bool, **kwargs: Any) -> OnlineResponse:
+        """Steps 1 and 2 of a look-up."""
+        if now.plain or len(entity_rows) == 0:
+            return super().get_online_features(now.features, entity_rows, full_feature_names, **kwargs)
+        # 1. canonical keys
         rows = as_columns(entity_rows)
-        first, *others = readings(asked, rows)
-        response = await super().get_online_features_async(features, rows | first.columns, full_feature_names, **kwargs)
+        first, *others = readings(now.asked, rows)
+        # 2. one read of all; another for views of other keys in the same column, which is rare
+        response = super().get_online_features(now.features, rows | first.columns, full_feature_names, **kwargs)
         for reading in others:
-            again = await super().get_online_features_async(
-                features, rows | reading.columns, full_feature_names, **kwargs
-            )
+            again = super().get_online_features(now.features, rows | reading.columns, full_feature_names, **kwargs)
             for each in reading.views:
                 take_over(response.proto, again.proto, each.names.values())
-        # In a thread: the failure marks are read.
-        await asyncio.to_thread(self._complete, response.proto, (first, *others), rows)
+        return response
+
+    async def _read_async(
+        self, now: "_Named", entity_rows: Any, full_feature_names: bool, **kwargs: Any
+    ) -> OnlineResponse:
+        """As `_read`."""
+        read = super().get_online_features_async
+        if now.plain or len(entity_rows) == 0:
+            return await read(now.features, entity_rows, full_feature_names, **kwargs)
+        rows = as_columns(entity_rows)
+        first, *others = readings(now.asked, rows)
+        response = await read(now.features, rows | first.columns, full_feature_names, **kwargs)
+        for reading in others:
+            again = await read(now.features, rows | reading.columns, full_feature_names, **kwargs)
+            for each in reading.views:
+                take_over(response.proto, again.proto, each.names.values())
+        return response
+
+    def _completed(self, response: OnlineResponse, now: "_Named", entity_rows: Any) -> OnlineResponse:
+        if not now.plain and len(entity_rows) > 0:
+            rows = as_columns(entity_rows)
+            self._complete(response.proto, readings(now.asked, rows), rows)
         return response
 
     def _complete(
@@ -119,11 +164,13 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             self._queue.close(timeout)
             self._queue, self._requests = None, None
 
-    def _asked(self, features: list[str] | FeatureService, full: bool) -> list[Asked]:
-        """The feature views among the requested features."""
+    def _now(self, features: list[str] | FeatureService, full: bool) -> "_Named":
+        """What the requested features stand for in the registry."""
         wanted: dict[str, tuple[str, str, dict[str, str], list[str]]] = {}  # shown name → view, prefix, joins, features
         if isinstance(features, FeatureService):
-            for p in self.get_feature_service(features.name, allow_cache=True).feature_view_projections:
+            # Feast reads the views of the object that it is handed, and their features from the registry.
+            features = self.get_feature_service(features.name, allow_cache=True)
+            for p in features.feature_view_projections:
                 shown = p.name_to_use()
                 wanted[shown] = (p.name, p.name_alias or p.name, p.join_key_map, [f.name for f in p.features])
         else:
@@ -132,7 +179,7 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
                 name = shown.partition("@")[0]
                 wanted.setdefault(shown, (name, name, {}, []))[3].append(feature)
         views = {v.name: v for v in self.list_feature_views(allow_cache=True)}
-        return [
+        asked = [
             Asked(
                 spec=EncoderSpec.from_tags(views[name].tags),
                 columns=tuple(joins.get(key, key) for key in views[name].join_keys),
@@ -141,6 +188,11 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             for name, prefix, joins, members in wanted.values()
             if name in views
         ]
+        return _Named(features, tuple(name for name, *_ in wanted.values()), asked)
+
+    def _still(self, now: "_Named", features: list[str] | FeatureService, full: bool) -> bool:
+        """Whether features stand for the same: a migration may have switched a service while it was read."""
+        return not isinstance(features, FeatureService) or self._now(features, full) == now
 
     def _request(self, view: str, keys: Sequence[str]) -> None:
         if not keys:

@@ -24,6 +24,9 @@ KEY_CHARACTERS = 256  # on average, at most: longer ones make room sooner
 NEGATIVES = 20_000  # keys without a vector
 MOST_SPELLINGS = 8  # of one key: more would let a stranger fill memory with one picture
 OOV_SECONDS = 1.0  # < what anyone waits for an embedding, should its announcement be lost
+ENTRY = np.dtype(
+    [("expires", "f8"), ("embedding_id", "i8"), ("event_time", "i8"), ("status", "u1"), ("uses", "u1"), ("", "V6")]
+)
 FAILED_SECONDS = 10.0  # a mark lives for a day, but may be cleared by hand
 
 
@@ -74,11 +77,13 @@ class HotCache:
         self._oov_id = int(oov.embedding_id[0])
         self._slab = np.zeros((self.capacity + 1, spec.dim), dtype=np.float32)  # lazily: unused rows cost nothing
         self._slab[self.capacity] = oov.vectors[0]
-        self._status = np.full(slots, Status.OOV, dtype=np.uint8)
-        self._ids = np.full(slots, self._oov_id, dtype=np.int64)
-        self._times = np.zeros(slots, dtype=np.int64)
-        self._expires = np.full(slots, -np.inf)
-        self._uses = np.zeros(slots, dtype=np.uint8)
+        # What else belongs to a slot lies in one place, half a line of the processor's cache: a look-up waits for it
+        # once a key, not five times.
+        self._entries = np.zeros(slots, dtype=ENTRY)
+        self._status, self._uses = self._entries["status"], self._entries["uses"]
+        self._ids, self._times = self._entries["embedding_id"], self._entries["event_time"]
+        self._expires = self._entries["expires"]
+        self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov_id, -np.inf
         self._policy = S3Fifo(self.capacity, self._uses)
         self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
         self._index: dict[str, int] = {}
@@ -95,26 +100,34 @@ class HotCache:
         with self._lock:
             return int(np.count_nonzero(self._expires[: self.capacity] > self._clock()))
 
-    def take(self, keys: Sequence[str]) -> tuple[Embeddings, NDArray[np.bool_]]:
+    def take(
+        self, keys: Sequence[str], room: NDArray[np.float32] | None = None
+    ) -> tuple[Embeddings, NDArray[np.bool_]]:
         """What is known of keys, as they were given, and which of them nothing is known of, (N,).
 
         Those are answered with the OOV embedding, as if they were.
+
+        Args:
+            room: (N, dim), of any content, where the vectors are put; None: in memory of their own.
         """
         with self._lock:
             slots = np.fromiter(map(self._index.get, keys, repeat(self._nowhere)), np.intp, len(keys))
-            missing = self._expires[slots] <= self._clock()
+            entries = self._entries.take(slots)
+            missing = entries["expires"] <= self._clock()
             misses = int(np.count_nonzero(missing))
             if misses:
                 slots[missing] = self._nowhere
-            self._uses[slots] = np.minimum(self._uses[slots] + 1, MOST_USES)
+                entries[missing] = self._entries[self._nowhere]
+            self._uses[slots] = np.minimum(entries["uses"] + 1, MOST_USES)
             self.counts.hits += len(keys) - misses
             self.counts.misses += misses
-            status = self._status[slots]
+            status = entries["status"].copy()
             return Embeddings(
-                vectors=self._slab.take(np.minimum(slots, self.capacity), axis=0),
+                # What is beyond the slab has its last row; numpy fills `room` at once only where it may clip.
+                vectors=self._slab.take(slots, axis=0, out=room, mode="clip"),
                 status=status,
-                embedding_id=self._ids[slots],
-                event_time=self._times[slots],
+                embedding_id=entries["embedding_id"].copy(),
+                event_time=entries["event_time"].copy(),
                 failures={int(i): self._why[int(slots[i])] for i in np.flatnonzero(status == Status.FAILED)},
             ), missing
 

@@ -2,7 +2,8 @@
 
 A protobuf message is its fields one after the other, and a field of bytes is a tag, a length and the bytes. So the
 large field, a megabyte of vectors, is put before what protobuf makes of the small ones: one copy instead of four, no
-Python number for any id. Whoever reads it with protobuf sees an ordinary `LookupReply`.
+Python number for any id. Whoever reads it with protobuf sees an ordinary `LookupReply`. `serving.drafts` saves the last
+copy, too, where vectors are sent as they lie in memory.
 """
 
 from collections.abc import Iterable
@@ -14,15 +15,9 @@ from encoders.matrix_pb2 import Matrix
 from feature_repo.embeddings import Embeddings
 from serving.embark_pb2 import FLOAT16, LookupReply, Precision
 from serving.limits import MAX_REASON_CHARACTERS
+from serving.wire import BYTES_FIELD, DATA, EMBEDDING_ID, EVENT_TIME, REPLY, VECTORS, VIEW, VIEWS, head
 
 DTYPES = {"float32": "<f4", "float16": "<f2"}
-BYTES_FIELD = 2  # protobuf's wire type of what has a length
-# Numbers of fields, as in the .proto files.
-DATA = Matrix.DATA_FIELD_NUMBER
-VECTORS = LookupReply.VECTORS_FIELD_NUMBER
-EMBEDDING_ID = LookupReply.EMBEDDING_ID_FIELD_NUMBER
-EVENT_TIME = LookupReply.EVENT_TIME_FIELD_NUMBER
-VIEW, REPLY, VIEWS = 1, 2, 1  # of ViewReply and LookupManyReply
 
 Bytes = bytes | memoryview
 
@@ -129,17 +124,8 @@ def _flat(array: NDArray[np.generic]) -> memoryview:
 
 def _field(number: int, payload: Bytes) -> list[Bytes]:
     """A field of bytes; nothing where it is empty, as protobuf has it."""
-    return [bytes((number << 3 | BYTES_FIELD,)) + _varint(len(payload)), payload] if len(payload) else []
+    return [head(number, len(payload)), payload] if len(payload) else []
 
 
 def _nested(number: int, pieces: list[Bytes]) -> list[Bytes]:
-    return [bytes((number << 3 | BYTES_FIELD,)) + _varint(sum(map(len, pieces))), *pieces]
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return [head(number, sum(map(len, pieces))), *pieces]

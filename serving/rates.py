@@ -19,12 +19,16 @@ class TokenBucket:
         self._tokens = most
         self._at = clock()
 
-    def take(self, tokens: float) -> bool:
-        """Takes tokens, if there are so many; whether it did."""
+    def has(self, tokens: float) -> bool:
+        """Whether there are so many tokens."""
         now = self._clock()
         self._tokens = min(self._most, self._tokens + max(0.0, now - self._at) * self._per_second)
         self._at = now
-        if self._tokens < tokens:
+        return self._tokens >= tokens
+
+    def take(self, tokens: float) -> bool:
+        """Takes tokens, if there are so many; whether it did."""
+        if not self.has(tokens):
             return False
         self._tokens -= tokens
         return True

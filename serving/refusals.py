@@ -2,6 +2,7 @@
 
 Refused
 ├── TooManyKeys      INVALID_ARGUMENT    ask for fewer at a time
+├── TooManyBytes     INVALID_ARGUMENT    ask for fewer keys at a time, or for float16
 ├── BadArgument      INVALID_ARGUMENT    the arguments contradict each other
 ├── Unauthenticated  UNAUTHENTICATED     no token, or one that is not known
 ├── NotPermitted     PERMISSION_DENIED   the caller may not do this
@@ -20,6 +21,10 @@ class Refused(Exception):
 
 
 class TooManyKeys(Refused):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class TooManyBytes(Refused):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from encoders.traces import NO_TRACES, Headers, Traces
 from materializer.messages import EmbedRequest
 from materializer.process import kafka_reached
 from serving.rates import TokenBucket
@@ -68,6 +69,7 @@ class RequestQueue:
         per_second: requests that are taken; what is more is dropped and counted, and asked for by later look-ups.
         window: seconds.
         clock: seconds since 1970: event time of a request, and age of a window.
+        traces: whose open span goes along with a request, as a header.
     """
 
     def __init__(
@@ -80,13 +82,15 @@ class RequestQueue:
         per_second: float = PER_SECOND,
         window: float = WINDOW_SECONDS,
         clock: Callable[[], float] = time.time,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         self._producer = producer
         self._topics = {"live": topic, "bulk": bulk_topic or topic}
         self._rate = TokenBucket(per_second, per_second, clock)
         self._window = window
         self._clock = clock
-        self._waiting: Queue[EmbedRequest] = Queue(capacity)
+        self._waiting: Queue[tuple[EmbedRequest, Headers]] = Queue(capacity)
         self._lock = threading.Lock()
         self._asked: OrderedDict[bytes, float | None] = OrderedDict()  # claim → end of window; None: under way
         self._closing = threading.Event()
@@ -118,7 +122,7 @@ class RequestQueue:
                 priority="bulk" if bulk else "live",
             )
             try:
-                self._waiting.put_nowait(request)
+                self._waiting.put_nowait((request, self._traces.headers()))
             except Full:
                 self.dropped += 1
                 return False
@@ -136,10 +140,10 @@ class RequestQueue:
     def _publish_until_closed(self) -> None:
         while not (self._closing.is_set() and (self._waiting.empty() or time.monotonic() >= self._close_by)):
             try:
-                request = self._waiting.get(timeout=0.2)
+                request, headers = self._waiting.get(timeout=0.2)
             except Empty:
                 continue
-            self._publish(request)
+            self._publish(request, headers)
         try:
             self._producer.close(max(0.0, self._close_by - time.monotonic()))
         except KafkaError as error:
@@ -147,11 +151,14 @@ class RequestQueue:
         if not self._waiting.empty():
             logger.warning("%d requests were not published: later look-ups ask again", self._waiting.qsize())
 
-    def _publish(self, request: EmbedRequest) -> None:
+    def _publish(self, request: EmbedRequest, headers: Headers) -> None:
         claim = _claim(request.view, request.key)
         try:
             sent = self._producer.send(
-                self._topics[request.priority], key=request.partition_key, value=request.encode()
+                self._topics[request.priority],
+                key=request.partition_key,
+                value=request.encode(),
+                headers=[(name, value.encode()) for name, value in headers],
             )
         except Exception as error:  # noqa: BLE001 - a thread that died of one would ask for nothing ever again
             self._failed(claim, error)
@@ -195,7 +202,7 @@ class ProducerOnDemand:
         self._open = open
         self._producer: Any = None
 
-    def send(self, topic: str, *, key: bytes, value: bytes) -> Any:
+    def send(self, topic: str, *, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> Any:
         """As of `KafkaProducer`.
 
         Raises:
@@ -204,7 +211,7 @@ class ProducerOnDemand:
         """
         if self._producer is None:
             self._producer = self._open()
-        return self._producer.send(topic, key=key, value=value)
+        return self._producer.send(topic, key=key, value=value, headers=list(headers))
 
     def close(self, timeout: float) -> None:
         """As of `KafkaProducer`; nothing where it was never opened."""

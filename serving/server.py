@@ -17,6 +17,7 @@ from serving.transport import Tls, TransportRefused
 GRACE_SECONDS = 10.0  # > the longest budget of a look-up
 # Beyond those that are answered: calls whose answer its reader has not taken yet, health, reflection.
 MORE_CALLS = 2
+PENDING = 8  # part of MAX_CALLS: 32 that nobody has looked at; 500 hot keys each, that is a twentieth of a second
 NAMES = (
     DESCRIPTOR.services_by_name["EmbArk"].full_name,
     health.SERVICE_NAME,
@@ -33,7 +34,7 @@ class EmbArkServer:
         tls: None: plain text.
         shared_port: other processes listen on the port as well; the kernel spreads connections over them.
         reflected: tells clients such as grpcurl what there is to call.
-        max_calls: that are held in memory, in multiples of MORE_CALLS.
+        max_calls: that are held in memory, in multiples of MORE_CALLS; a PENDINGth of them may wait to be looked at.
         drain_seconds: between telling that it ends and taking no more calls, for balancers to hear of it.
     """
 
@@ -59,6 +60,10 @@ class EmbArkServer:
                 ("grpc.max_metadata_size", 16 * 1024),
                 # Else a second server on the port is a mistake, and told so.
                 ("grpc.so_reuseport", int(shared_port)),
+                # Calls that come faster than Python looks at them wait in gRPC. Answered in turn, each would be when
+                # its time is over; so few may wait. From the first number on some are ended, from the second on all.
+                ("grpc.server.max_pending_requests", max(1, max_calls // PENDING)),
+                ("grpc.server.max_pending_requests_hard_limit", max(2, 2 * max_calls // PENDING)),
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished frees what it held
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -7,10 +7,13 @@ from typing import TypeVar
 
 import grpc
 
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import UnknownView
 from serving.archive import Archive
 from serving.callers import Anybody, Caller, Callers
+from serving.drafts import Draft
 from serving.embark_pb2 import (
+    FLOAT32,
     AnnounceReply,
     AnnounceRequest,
     LookupManyRequest,
@@ -40,6 +43,7 @@ class EmbArkService:
         gate: how many calls are answered at a time.
         services: the feature services.
         metrics: told of each call.
+        traces: a span for each call.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class EmbArkService:
         gate: Gate | None = None,
         services: Services | None = None,
         metrics: Metrics | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
+        self._traces = traces
         self._archive = archive
         self._max_keys = max_keys
         self._callers = callers or Anybody()
@@ -75,7 +81,8 @@ class EmbArkService:
 
         async def answer(caller: Caller) -> bytes:
             caller.check(request.view, len(request.keys), self._max_keys)
-            caller.spend(len(request.keys))
+            vectors = self._vector_bytes(request.view, len(request.keys), request.precision)
+            caller.spend(len(request.keys), request.ByteSize() + vectors)
             return await self._reply(request.view, request.keys, request.precision, context)
 
         reply: bytes = await self._guarded("Lookup", context, answer)
@@ -92,7 +99,8 @@ class EmbArkService:
                 )
             for view, keys in asked:
                 caller.check(view, len(keys), self._max_keys)
-            caller.spend(sum(len(keys) for _, keys in asked))
+            vectors = sum(self._vector_bytes(view, len(keys), request.precision) for view, keys in asked)
+            caller.spend(sum(len(keys) for _, keys in asked), request.ByteSize() + vectors)
             replies = await asyncio.gather(
                 *(self._reply(view, keys, request.precision, context) for view, keys in asked)
             )
@@ -110,7 +118,8 @@ class EmbArkService:
             for first in range(0, len(request.keys), STREAMED_AT_ONCE):
                 keys = request.keys[first : first + STREAMED_AT_ONCE]
                 caller.check(request.view, 0, self._max_keys)
-                caller.spend(len(keys))
+                vectors = self._vector_bytes(request.view, len(keys), request.precision)
+                caller.spend(len(keys), request.ByteSize() * len(keys) // len(request.keys) + vectors)
                 reply = await self._reply(request.view, keys, request.precision, context, first)
                 try:
                     await asyncio.wait_for(context.write(reply), STALL_SECONDS)
@@ -127,7 +136,7 @@ class EmbArkService:
         async def answer(caller: Caller) -> AnnounceReply:
             caller.check_announce()
             caller.check(request.view, len(request.keys), self._max_keys)
-            caller.spend(len(request.keys))
+            caller.spend(len(request.keys), request.ByteSize())
             times = list(request.published_at)
             if times and len(times) != len(request.keys):
                 raise BadArgument(f"{len(times)} times for {len(request.keys)} keys: one each is expected, or none")
@@ -165,6 +174,10 @@ class EmbArkService:
             asked.append((view, columns[join_key]))
         return asked
 
+    def _vector_bytes(self, view: str, keys: int, precision: Precision) -> int:
+        """Of an answer."""
+        return keys * self._archive.spec(view).dim * (4 if precision == FLOAT32 else 2)
+
     async def _reply(
         self,
         view: str,
@@ -173,10 +186,14 @@ class EmbArkService:
         context: grpc.aio.ServicerContext,
         first: int = 0,
     ) -> bytes:
-        spec = self._archive.spec(view)
-        answer = await self._archive.answer(view, keys, budget(context.time_remaining()))
+        spec, keys = self._archive.spec(view), list(keys)  # protobuf's own list is read slowly
+        seconds = budget(context.time_remaining())
+        draft = Draft(len(keys), spec.dim, spec.pinned, first) if keys and precision == FLOAT32 else None
+        answer = await self._archive.answer(view, keys, seconds, draft.vectors if draft is not None else None)
         if self._metrics is not None:
             self._metrics.answered(view, answer.status)
+        if draft is not None:
+            return draft.finished(answer)
         return reply_bytes(answer, spec.pinned, precision, first)
 
     async def _guarded(
@@ -186,8 +203,9 @@ class EmbArkService:
         began, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
         try:
             try:
-                with self._gate.entered():
-                    done = await answer(self._callers.caller(context.invocation_metadata() or ()))
+                came_with = context.invocation_metadata() or ()
+                with self._gate.entered(), self._traces.span(f"EmbArk/{method}", (came_with,)):
+                    done = await answer(self._callers.caller(came_with))
                     code = grpc.StatusCode.OK
                     return done
             except Refused as refusal:

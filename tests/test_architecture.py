@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TORCH_FREE = ("encoders.spec", "encoders.keys", "encoders.matrix", "encoders.weights", "encoders.client")
+TORCH_FREE = (
+    "encoders.spec",
+    "encoders.keys",
+    "encoders.matrix",
+    "encoders.weights",
+    "encoders.client",
+    "encoders.traces",
+)
 MAY_IMPORT = {
     "encoders": set(),
     # of `encoders`, only what is free of torch

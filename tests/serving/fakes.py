@@ -10,11 +10,12 @@ import numpy as np
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from encoders.spec import EncoderSpec
+from encoders.traces import NO_TRACES, Traces
 from feature_repo.embeddings import embedding_id
 from feature_repo.failures import MemoryFailureMarks
 from serving.archive import Archive, EmbeddingArchive
 from serving.callers import Callers
-from serving.load import Gate
+from serving.load import MAX_CALLS, Gate
 from serving.memory import MemoryRows, memory_archive
 from serving.metrics import Metrics
 from serving.requests import MemoryRequests
@@ -71,6 +72,8 @@ def served(
     gate: Gate | None = None,
     tls: Tls | None = None,
     reflected: bool = True,
+    traces: Traces = NO_TRACES,
+    max_calls: int = MAX_CALLS,
 ) -> Iterator[str]:
     """The address of a running EmbArk."""
     ready, stop = threading.Event(), threading.Event()
@@ -78,9 +81,15 @@ def served(
 
     async def run() -> None:
         service = EmbArkService(
-            archive, max_keys=max_keys, callers=callers, services=services, metrics=metrics, gate=gate
+            archive,
+            max_keys=max_keys,
+            callers=callers,
+            services=services,
+            metrics=metrics,
+            gate=gate,
+            traces=traces,
         )
-        async with EmbArkServer(service, "127.0.0.1:0", tls=tls, reflected=reflected) as server:
+        async with EmbArkServer(service, "127.0.0.1:0", tls=tls, reflected=reflected, max_calls=max_calls) as server:
             address.append(f"127.0.0.1:{server.port}")
             ready.set()
             await asyncio.to_thread(stop.wait)
@@ -100,6 +109,7 @@ class FakeSent:
     """What a producer's `send` returns: settled by the test."""
 
     value: bytes
+    headers: list[tuple[str, bytes]]
     callbacks: list[Callable[[object], object]] = field(default_factory=list)
     errbacks: list[Callable[[BaseException], object]] = field(default_factory=list)
 
@@ -130,12 +140,12 @@ class FakeProducer:
         self.unflushed = False
         self.closed = False
 
-    def send(self, topic: str, *, key: bytes, value: bytes) -> FakeSent:
+    def send(self, topic: str, *, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> FakeSent:
         self.gate.wait(20)
         if self.down:
             self.arrived.release()
             raise KafkaError("planted outage")
-        self.sent.append(FakeSent(value))
+        self.sent.append(FakeSent(value, headers))
         self.arrived.release()
         return self.sent[-1]
 

@@ -1,10 +1,12 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from feature_repo.embeddings import Embeddings
 from serving.client import AsyncEmbArkClient, EmbArkClient, LookupRefused, ViewUnknown
+from serving.drafts import Draft
 from serving.embark_pb2 import FLOAT16, FLOAT32, LookupManyReply, LookupReply, Precision
 from serving.packing import many_bytes, parsed, reply_bytes, unpacked
 from serving.services import Services, UnknownService
@@ -138,6 +140,19 @@ def test_replies_are_what_protobuf_would_write(count: int, precision: Precision)
         assert dict(others.failures) == answer.failures
     (view,) = LookupManyReply.FromString(many_bytes([("a", sent)])).views
     assert (view.view, view.reply) == ("a", message)
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_a_reply_that_is_written_where_it_is_sent_from_is_the_same(count: int) -> None:
+    answer = answer_of(np.arange(count * 3, dtype=np.float32).reshape(count, 3))
+    draft = Draft(count, 3, "seeded:0", first=9)
+    assert draft.vectors.ctypes.data % 4 == 0  # numpy copies where it is not
+    draft.vectors[:] = answer.vectors
+    sent = draft.finished(replace(answer, vectors=draft.vectors))
+    elsewhere = Draft(count, 3, "seeded:0", first=9).finished(answer)
+    expected = LookupReply.FromString(reply_bytes(answer, "seeded:0", FLOAT32, first=9))
+    assert LookupReply.FromString(sent) == LookupReply.FromString(elsewhere) == expected
+    assert np.array_equal(parsed(sent)[0], answer.vectors)
 
 
 def test_what_no_float16_holds_becomes_infinite() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -226,3 +227,38 @@ def test_the_name_of_the_entity_is_taken_for_the_join_key(opened: Opened, reques
 def test_an_unknown_view_is_feasts_own_error(opened: Opened) -> None:
     with pytest.raises(Exception, match="nope"):
         opened().get_online_features(["nope__v1:embedding"], [{"text": "x"}])
+
+
+class Switched(EmbArkFeatureStore):
+    """One whose service `both` is switched to PHOTO and TEXT at the first read, behind its back."""
+
+    def switch(self) -> None:
+        if not hasattr(self, "switched"):
+            self.switched = True
+            service = self.get_feature_service("both")
+            self.was = service
+            photo, text = self.get_feature_view(PHOTO.view), self.get_feature_view(TEXT.view)
+            self.apply([FeatureService(name="both", features=[photo, text], tags=service.tags)])
+            self.refresh_registry()
+
+    def _get_provider(self) -> Any:
+        if hasattr(self, "armed"):
+            self.switch()  # Feast has resolved the features, and is about to read them
+        return super()._get_provider()
+
+
+def test_a_service_that_is_switched_while_it_is_read_is_read_again(repo: Path, requests: MemoryRequests) -> None:
+    store = Switched(repo_path=str(repo), requests=requests, marks=MemoryFailureMarks({}))
+    service = store.get_feature_service("both")
+    entities = {"image_url": [SIGNED, "http://a.example/new.jpg?sig=2"], "text": ["cat", "cat"]}
+    store.armed = True
+    try:
+        proto = store.get_online_features(service, entities, full_feature_names=True).proto
+    finally:
+        store.apply([store.was])
+    assert not any(name.startswith(SIGNS.view) for name in proto.metadata.feature_names.val)
+    vectors, statuses = column(proto, f"{PHOTO.view}__embedding")
+    assert np.array_equal(np.array(vectors[0], dtype=np.float32), memory_vector(PHOTO.view + SIGNED, 576))
+    assert statuses == ["PRESENT", "NOT_FOUND"]
+    assert vectors[1] == [0.0] * 576  # filled: of this view, not of the one before
+    assert requests.requests == [(PHOTO.view, "http://a.example/new.jpg?sig=2")]  # nothing of the view before

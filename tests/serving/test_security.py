@@ -39,6 +39,13 @@ keys_per_second = 3
 token_sha256 = "{hashlib.sha256(b"other").hexdigest()}"
 views = ["*"]
 announce = true
+
+[callers.small]
+token_sha256 = "{hashlib.sha256(b"small").hexdigest()}"
+views = ["*"]
+announce = true
+max_bytes = 120
+bytes_per_second = 1
 """
 
 
@@ -74,6 +81,23 @@ def test_a_caller_may_what_its_token_says_and_nothing_without_one(callers: Path)
             assert client.announce(IMAGE.view, ["http://a.example/"]) == 1
 
 
+def test_bytes_of_a_caller_are_limited_in_a_call_and_by_rate(callers: Path) -> None:
+    """Of two floats, a key of one letter and the view's name."""
+    with served(Parts().archive, callers=TokenFile(callers)) as address, EmbArkClient(address, token="small") as client:  # noqa: S106
+        for ask in (
+            lambda: client.lookup(TEXT.view, ["x" * 200]),
+            lambda: client.lookup(TEXT.view, ["x"] * 30),
+            lambda: client.lookup_many([TEXT.view], {"text": ["x"] * 30}),
+            lambda: list(client.stream(TEXT.view, ["x"] * 30)),
+            lambda: client.announce(TEXT.view, ["x" * 200]),
+        ):
+            with pytest.raises(LookupRefused, match=r"bytes of request and vectors, 120 are allowed"):
+                ask()
+        assert len(client.lookup(TEXT.view, ["x"] * 5).status) == 5  # what was refused was not counted
+        with pytest.raises(EmbArkOverloaded, match=r"small asks for too many bytes: again in \d+\.\d\d s"):
+            client.lookup(TEXT.view, ["x"] * 5)
+
+
 def test_a_token_that_is_taken_out_of_the_file_is_refused_soon(callers: Path) -> None:
     clock = Clock()
     known = TokenFile(callers, clock=clock)
@@ -97,6 +121,8 @@ def test_a_token_that_is_taken_out_of_the_file_is_refused_soon(callers: Path) ->
         (f"[callers.a]\ntoken_sha256 = '{'0' * 64}'\nviews = ['*']\nmax_keys = 0", "callers.a: max_keys"),
         (f"[callers.a]\ntoken_sha256 = '{'0' * 64}'\nviews = ['*']\nlimit = 1", "callers.a: a table of"),
         (f"[callers.a]\ntoken_sha256 = '{'0' * 64}'\nviews = ['*']\nkeys_per_second = true", "keys_per_second"),
+        (f"[callers.a]\ntoken_sha256 = '{'0' * 64}'\nviews = ['*']\nmax_bytes = 1.5", "callers.a: max_bytes"),
+        (f"[callers.a]\ntoken_sha256 = '{'0' * 64}'\nviews = ['*']\nbytes_per_second = -1", "bytes_per_second"),
     ],
 )
 def test_a_file_of_callers_that_is_wrong_says_where(text: str, why: str, tmp_path: Path) -> None:
@@ -106,10 +132,11 @@ def test_a_file_of_callers_that_is_wrong_says_where(text: str, why: str, tmp_pat
 
 
 def test_a_new_token_is_known_by_the_table_that_is_made_with_it(tmp_path: Path) -> None:
-    secret, table = new_token("ranker-1", views=[TEXT.view], keys_per_second=1e6, max_keys=7)
+    secret, table = new_token("ranker-1", views=[TEXT.view], keys_per_second=1e6, max_keys=7, max_bytes=1234567)
     (tmp_path / "callers.toml").write_text(table)
     caller = TokenFile(tmp_path / "callers.toml").caller([("authorization", f"Bearer {secret}")])
     assert (caller.name, caller.views, caller.announce, caller.max_keys) == ("ranker-1", {TEXT.view}, False, 7)
+    assert caller.max_bytes == 1234567
     assert secret not in table
 
 

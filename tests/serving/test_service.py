@@ -1,7 +1,9 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -14,7 +16,16 @@ from embark.servers import free_port
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing
 from feature_repo.failures import MemoryFailureMarks
-from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
+from serving.client import (
+    Answer,
+    AsyncEmbArkClient,
+    ClientError,
+    EmbArkClient,
+    EmbArkOverloaded,
+    EmbArkUnavailable,
+    LookupRefused,
+    ViewUnknown,
+)
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
 from serving.memory import GatedRows, MemoryRows, memory_archive
 from serving.requests import MemoryRequests
@@ -124,9 +135,58 @@ class SlowArchive:
     def spec(self, view: str) -> EncoderSpec:
         return TEXT
 
-    async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
+    async def answer(
+        self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
+    ) -> Embeddings:
         await asyncio.sleep(5)
         return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+
+
+class BusyArchive(SlowArchive):
+    """An archive that holds the event loop up, as much work does."""
+
+    async def answer(
+        self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
+    ) -> Embeddings:
+        time.sleep(0.2)
+        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+
+
+def test_calls_that_come_faster_than_they_are_looked_at_are_refused_and_the_server_goes_on() -> None:
+    async def ask(client: AsyncEmbArkClient) -> str:
+        try:
+            await client.lookup(TEXT.view, ["x"], timeout=60)
+        except EmbArkOverloaded as error:
+            return str(error)
+        return "answered"
+
+    async def run(address: str) -> list[str]:
+        async with AsyncEmbArkClient(address) as client:
+            await client.lookup(TEXT.view, ["x"], timeout=60)
+            outcomes = await asyncio.gather(*(ask(client) for _ in range(40)))
+            return [*outcomes, await ask(client)]
+
+    with served(BusyArchive(), max_calls=8) as address:  # type: ignore[arg-type]
+        *outcomes, last = asyncio.run(run(address))
+    assert last == "answered"
+    assert outcomes.count("answered") > 0
+    assert any("has more calls than it can look at" in outcome for outcome in outcomes)
+
+
+def test_calls_that_wait_for_a_server_that_ends_are_answered_by_another() -> None:
+    with served(Parts().archive) as one, ExitStack() as ending:
+        other = ending.enter_context(served(BusyArchive()))  # type: ignore[arg-type]
+
+        async def run() -> list[Answer]:
+            async with AsyncEmbArkClient([one, other]) as client:
+                for _ in range(6):
+                    await client.lookup(TEXT.view, ["x"], timeout=60)  # it is connected to both
+                calls = [asyncio.create_task(client.lookup(TEXT.view, ["x"], timeout=60)) for _ in range(30)]
+                await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.to_thread(ending.close)
+                return await asyncio.gather(*calls)
+
+        assert all(answer.status.tolist() == [Status.OOV] for answer in asyncio.run(run()))
 
 
 def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:

@@ -1,0 +1,114 @@
+"""Real servers with archived rows behind one or several `embark serve`, for benchmarks that overload or break them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from feast import FeatureStore
+from feast.data_source import PushMode
+from kafka import KafkaConsumer, TopicPartition
+
+from embark.child_process import ChildProcess
+from embark.repo import open_store, write_repo
+from embark.servers import LocalServers, free_port
+from embark.settings import Settings
+from encoders.client import memory_vector
+from encoders.spec import EncoderSpec
+from feature_repo.online.writes import WriteFailed
+from feature_repo.views import feast_objects, push_source_name, request_topic
+from materializer.archive import EmbeddedBatch, table
+from serving.client import ClientError, EmbArkClient
+
+SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
+ROWS = 2000
+TRIES = 10
+KEYS = tuple(f"title {i}" for i in range(ROWS))
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Servers with KEYS online, and EmbArks over them."""
+
+    servers: LocalServers
+    store: FeatureStore
+    settings: Sequence[Settings]
+    folder: Path
+    stack: ExitStack
+    processes: list[ChildProcess]  # that were started, in this order
+
+    @property
+    def addresses(self) -> list[str]:
+        return [each.embark_address for each in self.settings]
+
+    def start(self, index: int, *, wait: bool = True) -> ChildProcess:
+        """The EmbArk of an index; ready, where it is waited for."""
+        settings = self.settings[index]
+        log = self.folder / f"serve-{index}.txt"
+        process = self.stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), log))
+        self.processes.append(process)
+        if wait:
+            with EmbArkClient(settings.embark_address) as client:
+                process.wait_until(lambda: answers(client), 180)
+        return process
+
+    def requests_published(self) -> int:
+        """How many requests have ever been put on the live topic."""
+        servers, topic = request_topic(self.store)
+        consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
+        try:
+            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            return sum(consumer.end_offsets(partitions).values())
+        finally:
+            consumer.close()
+
+
+def answers(client: EmbArkClient) -> bool:
+    """Whether a server can be called."""
+    try:
+        client.lookup(SPEC.view, [], timeout=2.0)
+    except ClientError:
+        return False
+    return True
+
+
+def written(store: FeatureStore, rows: pd.DataFrame) -> None:
+    """Writes rows online, a few at a time and again where they time out: a busy machine is slow, and no failure."""
+    for start in range(0, len(rows), 100):
+        for attempt in range(TRIES):
+            try:
+                store.push(push_source_name(SPEC.view), rows.iloc[start : start + 100], to=PushMode.ONLINE)
+                break
+            except WriteFailed:
+                if attempt + 1 == TRIES:
+                    raise
+
+
+@contextmanager
+def running(folder: Path, count: int = 1, **settings: object) -> Iterator[System]:
+    """Kafka and Cassandra with KEYS online, and settings of `count` EmbArks, none of which runs yet."""
+    servers = LocalServers(state=folder / "servers", kafka_port=free_port(), cassandra_port=free_port())
+    repo = folder / "repo"
+    with ExitStack() as stack:
+        stack.callback(servers.down)
+        servers.up()
+        write_repo(repo, kafka=servers.kafka_bootstrap, cassandra_port=servers.cassandra_port)
+        store = open_store(repo)
+        store.apply(list(feast_objects([SPEC], {}, kafka=servers.kafka_bootstrap, repo=repo).values()))
+        batch = EmbeddedBatch.of(
+            SPEC.view,
+            keys=KEYS,
+            vectors=np.stack([memory_vector(key, SPEC.dim) for key in KEYS]),
+            event_time=np.full(ROWS, 1_700_000_000_000_000, dtype=np.int64),
+            content_hash=("00",) * ROWS,
+            created_at=1_700_000_000_000_000,
+        )
+        written(store, table(SPEC, batch).to_pandas())
+        store._get_provider().online_store._cluster.shutdown()
+        each = [
+            Settings(repo=repo, state=folder / f"state-{i}", embark_address=f"127.0.0.1:{free_port()}", **settings)
+            for i in range(count)
+        ]
+        yield System(servers, store, each, folder, stack, [])

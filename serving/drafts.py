@@ -1,0 +1,96 @@
+"""A reply whose vectors are written once, where they are sent from.
+
+Vectors taken from the slab into a matrix, and copied from there into the message, are two megabytes for each one that
+is sent, through caches that hold no more. So the message is made first, of the right size, with its tags and lengths in
+place; the look-up writes into it. Python's own way to make bytes zeroes them; its C interface does not, and allows
+writing to bytes that nobody else has seen yet.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.matrix_pb2 import Matrix
+from feature_repo.embeddings import Embeddings
+from serving.embark_pb2 import LookupReply
+from serving.limits import MAX_REASON_CHARACTERS
+from serving.wire import DATA, EMBEDDING_ID, EVENT_TIME, STATUS, VECTORS, head
+
+_new = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
+_address = ctypes.pythonapi.PyBytes_AsString
+_address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object,)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Of replies to so many keys: their size, where their numbers stand, and what stands between."""
+
+    size: int
+    vectors: slice
+    ids: slice
+    times: slice
+    status: slice
+    between: tuple[tuple[slice, bytes], ...]
+
+
+@lru_cache(4096)
+def layout(count: int, dim: int, weights: str, first: int) -> Layout:
+    """See `Draft`."""
+    data = head(DATA, 4 * count * dim, wide=True)
+    shape = Matrix(dtype="float32", shape=(count, dim)).SerializeToString()
+    matrix = len(data) + 4 * count * dim + len(shape)
+    pieces: tuple[tuple[bytes, int], ...] = (  # and how many bytes of numbers follow
+        # Wide, so that vectors begin at a multiple of four: numpy would write elsewhere, and copy, where they do not.
+        (head(VECTORS, matrix, wide=True) + data, 4 * count * dim),
+        (shape + head(EMBEDDING_ID, 8 * count), 8 * count),
+        (head(EVENT_TIME, 8 * count), 8 * count),
+        (head(STATUS, count), count),
+        (LookupReply(weights=weights, first=first).SerializeToString(), 0),
+    )
+    at = 0
+    numbers: list[slice] = []
+    between: list[tuple[slice, bytes]] = []
+    for piece, follow in pieces:
+        between.append((slice(at, at + len(piece)), piece))
+        at += len(piece)
+        numbers.append(slice(at, at + follow))
+        at += follow
+    vectors, ids, times, status, _ = numbers
+    return Layout(at, vectors, ids, times, status, tuple(between))
+
+
+class Draft:
+    """A serialized `LookupReply` of float32 that lacks its numbers.
+
+    Args:
+        count: of keys, at least one.
+        dim: of their vectors.
+        weights: pinned weights of the encoder.
+        first: position of the first key in the request.
+    """
+
+    def __init__(self, count: int, dim: int, weights: str, first: int = 0) -> None:
+        self._layout = layout(count, dim, weights, first)
+        self._reply: bytes = _new(None, self._layout.size)
+        self._memory = memoryview((ctypes.c_char * self._layout.size).from_address(_address(self._reply))).cast("B")
+        for place, piece in self._layout.between:
+            self._memory[place] = piece
+        # (count, dim), of any content, to be written. Not to be kept for longer than the draft.
+        self.vectors: NDArray[np.float32] = np.frombuffer(self._memory[self._layout.vectors], "<f4").reshape(count, dim)
+
+    def finished(self, answer: Embeddings) -> bytes:
+        """The reply, with the numbers of an answer; nothing is written after it."""
+        found = self._layout
+        if answer.vectors is not self.vectors:  # it was made elsewhere
+            self.vectors[:] = answer.vectors
+        self._memory[found.ids] = answer.embedding_id.astype("<i8", copy=False).tobytes()
+        self._memory[found.times] = answer.event_time.astype("<i8", copy=False).tobytes()
+        self._memory[found.status] = answer.status.tobytes()
+        if answer.failures:  # seldom: they are of no size that was known before
+            why = {i: text[:MAX_REASON_CHARACTERS] for i, text in answer.failures.items()}
+            return self._reply + LookupReply(failures=why).SerializeToString()
+        return self._reply
