@@ -162,7 +162,7 @@ class ImageEncoder:
         Raises:
             EncodeError: the network failed.
         """
-        vectors = self._forward(torch.stack(list(batch)))
+        vectors = self._forward(self._forward.stacked(batch))
         return vectors.reshape(len(batch), self.spec.dim)
 
 
