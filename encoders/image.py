@@ -163,7 +163,7 @@ class ImageEncoder:
             EncodeError: the network failed.
         """
         vectors = self._forward(self._forward.stacked(batch))
-        return vectors.reshape(len(batch), self.spec.dim)
+        return vectors[: len(batch)].reshape(len(batch), self.spec.dim)
 
 
 def torchvision_preprocessing(weights: Any) -> Preprocessing:

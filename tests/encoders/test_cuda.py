@@ -128,6 +128,7 @@ def test_what_goes_to_a_gpu_lies_in_pinned_memory() -> None:
     forward = Forward(nn.Identity(), CUDA, "float32")
     batch = forward.stacked([torch.rand(3, 4), torch.rand(3, 4)])
     assert batch.is_pinned()
+    assert len(batch) == 8
     assert (forward(batch) == batch.numpy()).all()
 
 
