@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from PIL import Image
 
-from encoders.compute import PASS_SIZES, Plan, compute_in_threads
+from encoders.compute import Plan, compute_in_threads
 from encoders.device import SharedDevice
 from encoders.encoder import DecodeError, EncodeError, Encoder, EncoderError
 from encoders.fetch import PER_HOST
@@ -81,6 +81,7 @@ class Batches:
         plan = plan or Plan.of("cpu")
         self._source = source
         self._per_host = per_host
+        self._sizes = plan.sizes
         self._metrics = metrics or RetinaMetrics()
         self._device = SharedDevice(plan, self._metrics)
         self._room = max(MIN_ROOM, 3 * plan.images)
@@ -102,14 +103,14 @@ class Batches:
         return sum(n * self._device.seconds_each(each) for each, n in keys.items()) / self._device.lanes
 
     async def warm(self, encoder: Encoder) -> None:
-        """A pass of each size that a GPU computes in, up to a full batch; on a CPU these are as good as any.
+        """A pass of one input and one of a full batch, and of all sizes between that a GPU computes in.
 
         Raises:
             EncodeError: the network fails.
         """
         prepared, _ = prepare(encoder, [_sample(encoder)])
         with self._device.line(encoder) as line:
-            for count in sorted({each for each in PASS_SIZES if each < line.max_batch} | {line.max_batch}):
+            for count in sorted({1, line.max_batch, *(each for each in self._sizes if each < line.max_batch)}):
                 futures = [self._submitted(line, prepared[0], math.inf) for _ in range(count)]
                 self._device.serve()
                 for future in futures:

@@ -55,6 +55,7 @@ class Plan:
         texts: most texts of a pass.
         decoding: threads that decode.
         age: seconds for which an input waits for others to share its pass.
+        sizes: that passes of pictures are filled up to; none: of any size.
     """
 
     lanes: int
@@ -63,6 +64,7 @@ class Plan:
     texts: int
     decoding: int
     age: float
+    sizes: tuple[int, ...] = ()
 
     def batch(self, modality: Modality) -> int:
         return self.texts if modality == "text" else self.images
@@ -90,7 +92,16 @@ class Plan:
                 decoding=decoding,
                 age=0.005,  # an image takes as long to decode, so waiting longer gains no more company
             )
-        return cls(lanes=2 if kind == "cuda" else 1, threads=1, images=128, texts=256, decoding=decoding, age=0.025)
+        cuda = kind == "cuda"
+        return cls(
+            lanes=2 if cuda else 1,
+            threads=1,
+            images=128,
+            texts=256,
+            decoding=decoding,
+            age=0.025,
+            sizes=PASS_SIZES if cuda else (),
+        )
 
 
 def compute_in_threads(count: int) -> None:
