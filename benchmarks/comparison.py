@@ -3,16 +3,12 @@
 Each has a keyspace of its own, and the same rows: an item's embedding and the embedding's id.
 """
 
-import argparse
 import gc
 import json
-import platform
-import random
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
 from cassandra.io.libevreactor import LibevConnection
 from cassandra.policies import RoundRobinPolicy
@@ -31,9 +26,11 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.turns import WrongAnswer as WrongAnswer
+from benchmarks.turns import options as options
+from benchmarks.turns import publish as publish
+from benchmarks.turns import take_turns as take_turns
 from embark.servers import LocalServers, free_port
 from feature_repo.online.columns import Vectors
 from feature_repo.online.rows import RowToWrite
@@ -74,10 +71,6 @@ class Embedded:
             )
             for i, (key, vector) in enumerate(zip(self.keys, self.vectors, strict=True))
         ]
-
-
-class WrongAnswer(Exception):
-    """A way to read or write gave something else than was written: nothing that it measures counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,56 +219,3 @@ def _store(folder: Path, servers: LocalServers, name: str, settings: Mapping[str
     }
     (folder / "feature_store.yaml").write_text(json.dumps(described))  # JSON is YAML
     return FeatureStore(repo_path=str(folder))
-
-
-def take_turns(
-    ways: Mapping[str, Callable[[], Any]], check: Callable[[str, Any], None], shuffle: random.Random
-) -> dict[str, float]:
-    """Seconds that each way takes, once, in an order that changes, so that none always comes after the same other.
-
-    Args:
-        ways: what to do, by name.
-        check: told the name and the outcome, outside of the time; raises WrongAnswer.
-        shuffle: where the order comes from.
-    """
-    order = list(ways)
-    shuffle.shuffle(order)
-    seconds = {}
-    for name in order:
-        gc.collect()  # stock's answers leave 77,000 objects in cycles: 0.15 s, in whoever is next
-        start = time.perf_counter()
-        outcome = ways[name]()
-        seconds[name] = time.perf_counter() - start
-        check(name, outcome)
-    return seconds
-
-
-def options(doc: str | None) -> argparse.Namespace:
-    """The command line that all benchmarks have."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--fast", action="store_true", help="a smoke run")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where the claim does not hold")
-    return parser.parse_args()
-
-
-def publish(
-    title: str, rows: Sequence[Mapping[str, Any]], claims: Mapping[str, bool], given: argparse.Namespace
-) -> None:
-    """Prints what was found; exits with 1 where a claim does not hold and `--check` was given."""
-    machine = f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB, {platform.platform()}"
-    if given.json:
-        print(json.dumps({"machine": machine, "claims": claims, "rows": rows}, indent=2))
-    else:
-        table = Table(title=f"{title} on {machine}")
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column == "way" else "right")
-        for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
-        console = Console(width=140)
-        console.print(table)
-        for claim, holds in claims.items():
-            console.print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}", highlight=False)
-    failed = [claim for claim, holds in claims.items() if not holds]
-    if given.check and (failed or not claims):
-        sys.exit(f"the claim does not hold: {'; '.join(failed) or 'nothing was measured at its size'}")

@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from PIL import Image
 
-from benchmarks.comparison import WrongAnswer, options, publish
+from benchmarks.turns import WrongAnswer, options, publish
 from encoders.fetch import Fetcher
 from encoders.pixels import decode
 from training.photographs import pictures

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from encoders.compute import Plan, choose_device
 from encoders.encoder import Encoder
@@ -34,8 +35,11 @@ from encoders.server import RetinaServer
 from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
 
-DEVICE = choose_device("cuda" if torch.cuda.is_available() else "cpu")
+# as `benchmarks/retina.py` starts it
+DEVICE = choose_device(sys.argv[2])
+CORES = int(sys.argv[3])
 DTYPE = "bfloat16" if DEVICE.type == "cuda" else "float32"
+PLAN = Plan.of(DEVICE.type, CORES)
 
 
 def image(network: str, dim: int, name: str | None = None) -> EncoderSpec:
@@ -53,7 +57,14 @@ def image(network: str, dim: int, name: str | None = None) -> EncoderSpec:
 
 NOTHING = image("resnet50", 2048, "nothing")
 TEXT = EncoderSpec(
-    name="text_lstm", version="v1", modality="text", dim=256, network="text_lstm", weights="seeded:0", pinned="seeded:0"
+    name="text_lstm",
+    version="v1",
+    modality="text",
+    dim=256,
+    network="text_lstm",
+    weights="seeded:0",
+    pinned="seeded:0",
+    dtype=DTYPE,  # type: ignore[arg-type]
 )
 SPECS = {
     spec.view: spec
@@ -108,32 +119,56 @@ class Bare:
 
     def __init__(self, contents: dict[str, list[bytes]]) -> None:
         self._contents = contents
-        self._plan = Plan.of(DEVICE.type)
-        self._threads = ThreadPoolExecutor(self._plan.lanes, initializer=torch.set_num_threads, initargs=(1,))
+        self._lanes, self._decoding = (
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+            for threads in (PLAN.lanes, PLAN.decoding)
+        )
 
     def network(self, view: str, count: int) -> int:
         """Passes of full batches on tensors that are ready; texts sorted by length, so that little is padding."""
-        encoder = encoder_of(view)
-        size = self._plan.batch(encoder.spec.modality)
-        inputs = self._inputs(view)
-        batches = [inputs[at : at + size] for at in range(0, len(inputs), size)]
-        passes = [batches[n % len(batches)] for n in range(max(1, count // size))]
-        list(self._threads.map(encoder.encode, passes))
-        return sum(map(len, passes))
+        size = PLAN.batch(SPECS[view].modality)
+        passes = max(1, count // size)
+        if DEVICE.type == "cpu":
+            batches = self._batches(view)
+            list(self._lanes.map(encoder_of(view).encode, (batches[n % len(batches)] for n in range(passes))))
+        else:
+            network = encoder_of(view)._forward._network  # type: ignore[attr-defined]
+            placed = self._placed(view)
+            with torch.inference_mode():
+                for n in range(passes):
+                    network(*placed[n % len(placed)])
+            torch.cuda.synchronize()
+        return passes * size
 
     def decode(self, view: str, count: int) -> int:
         """Decoding, resizing and normalising, or tokenizing."""
         contents = self._contents[SPECS[view].modality]
-        list(self._threads.map(encoder_of(view).prepare, (contents[n % len(contents)] for n in range(count))))
+        list(self._decoding.map(encoder_of(view).prepare, (contents[n % len(contents)] for n in range(count))))
         return count
 
     @cache  # noqa: B019 - one object, as long as the process
-    def _inputs(self, view: str) -> list[Any]:
+    def _batches(self, view: str) -> list[list[Any]]:
         encoder = encoder_of(view)
-        size = self._plan.batch(encoder.spec.modality)
+        size = PLAN.batch(encoder.spec.modality)
         contents = self._contents[encoder.spec.modality]
         inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(4 * size)]
-        return sorted(inputs, key=len) if encoder.spec.modality == "text" else inputs
+        if encoder.spec.modality == "text":
+            inputs = sorted(inputs, key=len)
+        return [inputs[at : at + size] for at in range(0, len(inputs), size)]
+
+    @cache  # noqa: B019 - one object, as long as the process
+    def _placed(self, view: str) -> list[tuple[torch.Tensor, ...]]:
+        """Batches on the GPU, in the dtype and the order in memory that the network computes in."""
+        forward = encoder_of(view)._forward  # type: ignore[attr-defined]
+        found = []
+        for batch in self._batches(view):
+            if SPECS[view].modality == "text":
+                tensors = pad_sequence(batch, batch_first=True), torch.tensor([len(each) for each in batch])
+            else:
+                tensors = (forward.stacked(batch),)
+            found.append(tuple(map(forward._placed, tensors)))
+        torch.cuda.synchronize()
+        return found
 
 
 def flops(view: str) -> float:
@@ -161,6 +196,17 @@ def peak_flops() -> float:
 
 
 CONTENTS: dict[str, list[bytes]] = {}
+KINDS = ("loop", "decode", "compute")  # of threads, by their names
+
+
+def cpu_by_kind() -> dict[str, float]:
+    """CPU seconds of Retina's threads so far."""
+    found = dict.fromkeys(KINDS, 0.0)
+    for thread in threading.enumerate():
+        kind = thread.name.partition("_")[0]
+        if kind in found and thread.ident is not None:
+            found[kind] += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    return found | {"rest": time.process_time() - sum(found.values())}
 
 
 def answer(bare: Bare, command: dict[str, Any]) -> Any:
@@ -170,6 +216,8 @@ def answer(bare: Bare, command: dict[str, Any]) -> Any:
         "flops": flops,
         "peak": peak_flops,
         "cpu": time.process_time,
+        "threads": cpu_by_kind,
+        "name": lambda: torch.cuda.get_device_name() if DEVICE.type == "cuda" else "a CPU",
         "load": lambda view: encoder_of(view) and None,
     }
     return actions[command.pop("do")](**command)
@@ -197,15 +245,16 @@ def main() -> None:
                 registered=lambda: SPECS,
                 fetcher=fetcher,
                 device=str(DEVICE),
+                cores=CORES,
                 load=lambda spec: encoder_of(spec.view),
             )
             async with RetinaServer(service, "127.0.0.1:0") as server:
-                said = {"retina": server.port, "naive": naive_port, "device": DEVICE.type, "dtype": DTYPE}
+                said = {"retina": server.port, "naive": naive_port, "device": DEVICE.type}
                 print(json.dumps(said), flush=True)
                 await asyncio.to_thread(stopped.wait)
 
     stopped = threading.Event()
-    serving = threading.Thread(target=lambda: asyncio.run(serve()))
+    serving = threading.Thread(target=lambda: asyncio.run(serve()), name="loop")
     serving.start()
     bare = Bare(CONTENTS)
     for line in sys.stdin:

@@ -111,7 +111,7 @@ def run_retina(settings: Settings) -> None:
                 per_host=settings.fetch_per_host,
                 max_keys_at_hand=settings.retina_keys_at_hand,
                 max_batch=settings.retina_batch or None,
-                max_age=settings.retina_batch_ms / 1000,
+                max_age=None if settings.retina_batch_ms is None else settings.retina_batch_ms / 1000,
                 memory=settings.retina_memory_mb * 1_000_000,
                 compiled=settings.retina_compile,
                 metrics=RetinaMetrics(registry),

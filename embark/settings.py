@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         0, ge=0, description="of encoders' parameters that Retina holds; the least recently used go; 0: no limit"
     )
     retina_batch: int = Field(0, ge=0, le=4096, description="most inputs of a pass; 0: what suits the device")
-    retina_batch_ms: float = Field(5.0, ge=0, le=1000, description="for which an input waits to share its pass")
+    retina_batch_ms: float | None = Field(
+        None, ge=0, le=1000, description="for which an input waits to share its pass; what suits the device unless set"
+    )
     retina_keys_at_hand: int = Field(4096, ge=1, description="keys of all calls, beyond which Retina says it is busy")
     retina_compile: bool = Field(False, description="whether torch compiles the networks; needs a C++ compiler")
     retina_grace_seconds: float = Field(20.0, ge=0, description="that calls at hand are given when Retina stops")

@@ -10,7 +10,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +31,9 @@ from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
 
-MAX_AGE = 0.005  # seconds: an image takes as long to decode, so waiting longer gains no more company
 FILES_AT_HAND = 64  # of all calls
 MIN_ROOM = 64  # pictures of an encoder that are downloaded, decoded or ready: what covers a slow site's latency
 TEXTS_AT_ONCE = 32  # are tokenized in one go: changing threads takes as long as a text does
-DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
 class Source(Protocol):
@@ -69,7 +66,6 @@ class Batches:
     Args:
         source: downloads images.
         plan: of the device; the CPU's unless given.
-        max_age: seconds for which an input waits for others to share its pass.
         per_host: downloads at a time from one host, of one encoder.
         metrics: told of each stage.
     """
@@ -79,22 +75,22 @@ class Batches:
         source: Source,
         *,
         plan: Plan | None = None,
-        max_age: float = MAX_AGE,
         per_host: int = PER_HOST,
         metrics: RetinaMetrics | None = None,
     ) -> None:
         plan = plan or Plan.of("cpu")
         self._source = source
         self._per_host = per_host
+        self._sizes = plan.sizes
         self._metrics = metrics or RetinaMetrics()
-        self._device = SharedDevice(plan, max_age, self._metrics)
+        self._device = SharedDevice(plan, self._metrics)
         self._room = max(MIN_ROOM, 3 * plan.images)
         self._rooms: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
         self._files = asyncio.Semaphore(FILES_AT_HAND)
         # One thread of torch's each: what a picture takes to normalise is not worth a second core's attention
         self._decoding = ThreadPoolExecutor(
-            DECODING_THREADS, thread_name_prefix="decode", initializer=partial(compute_in_threads, 1)
+            plan.decoding, thread_name_prefix="decode", initializer=partial(compute_in_threads, 1)
         )
 
     def close(self) -> None:
@@ -107,14 +103,14 @@ class Batches:
         return sum(n * self._device.seconds_each(each) for each, n in keys.items()) / self._device.lanes
 
     async def warm(self, encoder: Encoder) -> None:
-        """A pass of one input, and one of a full batch.
+        """A pass of one input and one of a full batch, and of all sizes between that a GPU computes in.
 
         Raises:
             EncodeError: the network fails.
         """
         prepared, _ = prepare(encoder, [_sample(encoder)])
         with self._device.line(encoder) as line:
-            for count in (1, line.max_batch):
+            for count in sorted({1, line.max_batch, *(each for each in self._sizes if each < line.max_batch)}):
                 futures = [self._submitted(line, prepared[0], math.inf) for _ in range(count)]
                 self._device.serve()
                 for future in futures:

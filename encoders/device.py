@@ -29,13 +29,11 @@ class SharedDevice:
 
     Args:
         plan: threads and batch sizes of the device.
-        max_age: seconds for which an input waits for others to share its pass.
         metrics: told of each pass.
     """
 
-    def __init__(self, plan: Plan, max_age: float, metrics: RetinaMetrics) -> None:
+    def __init__(self, plan: Plan, metrics: RetinaMetrics) -> None:
         self._plan = plan
-        self._max_age = max_age
         self._metrics = metrics
         self._free = plan.lanes
         self._threads = ThreadPoolExecutor(
@@ -62,7 +60,7 @@ class SharedDevice:
         fingerprint = encoder.spec.fingerprint
         line = self._lines.get(fingerprint)
         if line is None:
-            line = self._lines[fingerprint] = Line(encoder, self._plan.batch(encoder.spec.modality), self._max_age)
+            line = self._lines[fingerprint] = Line(encoder, self._plan.batch(encoder.spec.modality), self._plan.age)
             # As if it had been here all along: who was away for long has no claim to the device alone.
             line.used = min((other.used for other in self._lines.values() if other is not line), default=0.0)
             line.fastest, line.seconds_each = self._paces.get(fingerprint, (0.0, 0.0))

@@ -162,8 +162,8 @@ class ImageEncoder:
         Raises:
             EncodeError: the network failed.
         """
-        vectors = self._forward(torch.stack(list(batch)))
-        return vectors.reshape(len(batch), self.spec.dim)
+        vectors = self._forward(self._forward.stacked(batch))
+        return vectors[: len(batch)].reshape(len(batch), self.spec.dim)
 
 
 def torchvision_preprocessing(weights: Any) -> Preprocessing:

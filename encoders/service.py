@@ -14,7 +14,7 @@ from typing import NoReturn
 import grpc
 import numpy as np
 
-from encoders.batching import MAX_AGE, Batches, Embedded, Source
+from encoders.batching import Batches, Embedded, Source
 from encoders.client import MAX_KEYS, RETRY_AFTER
 from encoders.compute import Plan, check_compiler, choose_device, compile_encoder, encoder_bytes
 from encoders.encoder import Encoder
@@ -46,7 +46,8 @@ class RetinaService:
         max_keys: of one call.
         max_keys_at_hand: of all calls; what is beyond is answered RESOURCE_EXHAUSTED.
         max_batch: inputs of one pass; what `Plan` has for the device unless given.
-        max_age: seconds for which an input waits for others to share its pass.
+        max_age: seconds for which an input waits for others to share its pass; what `Plan` has unless given.
+        cores: that this process may use; all of the machine's unless given.
         memory: bytes of encoders' parameters to hold; 0: no limit.
         compiled: whether torch compiles the networks.
         per_host: downloads at a time from one host, as the fetcher has it.
@@ -66,7 +67,8 @@ class RetinaService:
         max_keys: int = MAX_KEYS,
         max_keys_at_hand: int = MAX_KEYS_AT_HAND,
         max_batch: int | None = None,
-        max_age: float = MAX_AGE,
+        max_age: float | None = None,
+        cores: int | None = None,
         memory: int = 0,
         compiled: bool = False,
         per_host: int = PER_HOST,
@@ -78,9 +80,11 @@ class RetinaService:
         chosen = choose_device(device)
         if compiled:
             check_compiler(chosen)
-        plan = Plan.of(chosen.type)
+        plan = Plan.of(chosen.type, cores)
         if max_batch is not None:
             plan = replace(plan, images=max_batch, texts=max_batch)
+        if max_age is not None:
+            plan = replace(plan, age=max_age)
         self._device = str(chosen)
         self._registered = registered
         self._metrics = metrics or RetinaMetrics()
@@ -89,7 +93,7 @@ class RetinaService:
             budget=memory,
             size=encoder_bytes,
         )
-        self._batches = Batches(fetcher, plan=plan, max_age=max_age, per_host=per_host, metrics=self._metrics)
+        self._batches = Batches(fetcher, plan=plan, per_host=per_host, metrics=self._metrics)
         self._max_keys = max_keys
         self._max_keys_at_hand = max_keys_at_hand
         self._at_hand: Counter[str] = Counter()  # fingerprint → keys

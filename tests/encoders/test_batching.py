@@ -30,7 +30,7 @@ def other(spec: EncoderSpec, name: str) -> EncoderSpec:
     return replace(spec, name=name, pinned="seeded:1")
 
 
-ONE_LANE = Plan(lanes=1, threads=1, images=4, texts=4)
+ONE_LANE = Plan(lanes=1, threads=1, images=4, texts=4, decoding=2, age=0.005)
 
 
 class Planted:
@@ -113,7 +113,7 @@ def test_a_batch_that_is_not_full_leaves_when_its_oldest_is_old_enough() -> None
         pages.slow.set()
         await slow
 
-    run(test, max_age=0.2)
+    run(test, plan=replace(ONE_LANE, age=0.2))
 
 
 def test_a_caller_that_is_gone_takes_its_inputs_along() -> None:
@@ -221,7 +221,7 @@ def test_pictures_do_not_pile_up_before_a_network_that_is_slower_than_the_web() 
         for call in calls:
             assert len(await call) == 300
 
-    run(test, plan=Plan(lanes=2, threads=1, images=4, texts=4))
+    run(test, plan=replace(ONE_LANE, lanes=2))
 
 
 def test_a_bug_of_an_encoder_fails_its_inputs_and_the_device_goes_on() -> None:
@@ -241,7 +241,7 @@ def test_stages_and_batches_are_measured() -> None:
     async def test(batches: Batches, pages: Pages) -> None:
         await batches.embed(Planted(replace(IMAGE, name="measured")), ["http://a.example/", "http://b.example/"])
 
-    run(test, metrics=RetinaMetrics(registry), max_age=0.5)
+    run(test, metrics=RetinaMetrics(registry), plan=replace(ONE_LANE, age=0.5))
     for stage in ("fetch", "decode"):
         labels = {"view": "measured__v1", "stage": stage}
         assert registry.get_sample_value("embark_retina_stage_seconds_count", labels) == 2

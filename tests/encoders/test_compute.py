@@ -96,6 +96,20 @@ def test_inputs_of_a_gpu_go_through_pinned_memory_without_waiting(monkeypatch: p
     assert cuda.done[-1] == ("out", 1)
 
 
+def test_passes_of_a_gpu_have_few_sizes_since_each_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Forward(small(), CPU, "float32")
+    inputs = [torch.full((3, 8, 8), float(n)) for n in range(9)]
+    assert forward.stacked(inputs).shape == (9, 3, 8, 8)  # a CPU has no use for more
+    forward._streams = StreamPerThread(CPU, FakeCuda())
+    empty = torch.empty
+    monkeypatch.setattr(compute.torch, "empty", lambda *shape, pin_memory, **given: empty(*shape, **given))
+    for count, size in ((1, 1), (2, 8), (9, 32)):
+        batch = forward.stacked(inputs[:count])
+        assert batch.shape == (size, 3, 8, 8)
+        assert torch.equal(batch[:count], torch.stack(inputs[:count]))
+        assert not batch[count:].any()
+
+
 def test_an_encoder_weighs_what_its_parameters_do() -> None:
     assert encoder_bytes(Holder(small())) == 4 * (3 * 4 * 9 + 4)  # type: ignore[arg-type]
 
