@@ -21,6 +21,7 @@ from embark.evaluate import evaluate
 from embark.export import export
 from embark.invalidate import invalidate
 from embark.migrate import migrate
+from embark.oov import oov
 from embark.packages import ShadowedPackage, check_packages
 from embark.rank import rank
 from embark.reembed import reembed
@@ -67,7 +68,7 @@ def cli(context: click.Context) -> None:
     Run the parts:     embark retina | materialize | serve
     Ask:               embark lookup VIEW KEY…
     Ask in advance:    embark backfill --view VIEW --from FILE
-    Change:            embark reembed | invalidate | migrate
+    Change:            embark reembed | invalidate | migrate | oov
     Keep house:        embark tables | compact | dead-letters
     Learn from clicks: embark train CONFIG | evaluate RUN | export RUN | rank RUN
     """
@@ -427,6 +428,7 @@ cli.add_command(backfill)
 cli.add_command(reembed)
 cli.add_command(invalidate)
 cli.add_command(migrate)
+cli.add_command(oov)
 cli.add_command(dead_letters)
 cli.add_command(encode)
 cli.add_command(encoders)

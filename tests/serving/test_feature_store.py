@@ -17,7 +17,7 @@ from feast.types import Float64
 from embark.servers import free_port
 from encoders.client import memory_vector
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import OOV_KEY, embedding_id, oov_vector
+from feature_repo.embeddings import oov_zeros
 from feature_repo.failures import FailureMarks, MemoryFailureMarks
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
@@ -205,9 +205,7 @@ def test_the_oov_embedding_has_its_own_id_and_no_content_hash(opened: Opened) ->
     proto = opened().get_online_features(features, [{"text": "dog"}]).proto
     names = list(proto.metadata.feature_names.val)
     spec = encoder_specs(opened())[TEXT.view]
-    assert proto.results[names.index("embedding_id")].values[0].int64_val == embedding_id(
-        TEXT.view, OOV_KEY, 0, oov_vector(spec.dim)
-    )
+    assert proto.results[names.index("embedding_id")].values[0].int64_val == oov_zeros(TEXT.view, spec.dim).embedding_id
     assert proto.results[names.index("content_hash")].values[0].WhichOneof("val") is None
 
 

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import serving
 from embark.servers import free_port
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
 from feature_repo.failures import MemoryFailureMarks
 from serving.client import ClientError, EmbArkClient, EmbArkUnavailable, LookupRefused, ViewUnknown
 from serving.limits import MAX_KEYS, MAX_REASON_CHARACTERS
@@ -126,7 +126,7 @@ class SlowArchive:
 
     async def answer(self, view: str, keys: Sequence[str], seconds: float | None = None) -> Embeddings:
         await asyncio.sleep(5)
-        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+        return all_missing(oov_zeros(TEXT.view, TEXT.dim), len(keys), Status.OOV)
 
 
 def test_an_answer_that_comes_too_late_is_told_with_the_time_it_was_given() -> None:
