@@ -113,7 +113,8 @@ def read_array(path: Path) -> "NDArray[Any]":
     import numpy as np
 
     try:
-        found = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise click.BadParameter(f"{path} is no array of numpy: {error}", param_hint="--from") from None
     if not isinstance(found, np.ndarray):
