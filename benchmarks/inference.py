@@ -4,10 +4,11 @@ seconds.
     uv run python -m benchmarks.inference [--json] [--fast] [--check]
 
 Ours: `training.ranker.Ranker` against `embark serve` on a real Cassandra, with image and text looked up over gRPC; hot
-(the same candidates again and again, from the hot cache), with new candidates (every look-up misses: OOV, requested through a real Kafka),
-and with hot candidates within a budget of 200 ms. The peer: the same encoders run in the request, on pictures that are
-already decoded and preprocessed, then the same model; its scores and ours are compared. The limit: the model's forward
-pass. All are interleaved in one run, the peer in fewer rounds. Two minutes, or half of one with --fast.
+(the same candidates again and again, from the hot cache), with new candidates (every look-up misses: OOV, requested
+through a real Kafka), and with hot candidates within a budget of 200 ms. The peer: the same encoders run in the
+request, on pictures that are already decoded and preprocessed, then the same model; its scores and ours are compared.
+The limit: the model's forward pass. All are interleaved in one run, the peer in fewer rounds. Two minutes, or half of
+one with --fast.
 """
 
 import io
