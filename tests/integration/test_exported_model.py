@@ -151,12 +151,13 @@ def test_a_trained_model_scores_the_same_with_its_networks_in_the_archive(
         assert f"before: embedding id {before[1]}, zeros, never set" in told
 
         # 5. history gives the very ones that were served
-        ids = [before[1], was_set["embedding_id"], again["embedding_id"], int(ranking.embedding_id[IMAGE][0])]
+        hit = int(np.flatnonzero(~missing)[0])
+        ids = [before[1], was_set["embedding_id"], again["embedding_id"], int(ranking.embedding_id[IMAGE][hit])]
         log = Impressions.of(
             pd.DataFrame(
                 {
                     "event_timestamp": pd.Timestamp("2026-01-01", tz="UTC"),
-                    "image_url": ["file:///nowhere/unseen.png"] * 3 + keys[IMAGE][:1],
+                    "image_url": ["file:///nowhere/unseen.png"] * 3 + [keys[IMAGE][hit]],
                     f"{IMAGE}__embedding_id": ids,
                 }
             )
