@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from feast import FeatureStore
 
 from embark.child_process import ChildProcess
 from embark.cli import cli
@@ -45,7 +46,7 @@ PATIENCE = 240.0
 @pytest.mark.servers
 @pytest.mark.timeout(600)
 def test_a_trained_model_scores_the_same_with_its_networks_in_the_archive(
-    servers: LocalServers, tmp_path: Path
+    servers: LocalServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. a model learned end to end, and each distinct item in one context, scored by it
     write_log(tmp_path / "log", count=200)
@@ -82,6 +83,14 @@ def test_a_trained_model_scores_the_same_with_its_networks_in_the_archive(
     )
     environment = settings.as_environment()
 
+    opened: list[FeatureStore] = []  # by commands in this process, which at their end would be gone with it
+
+    def keep(folder: Path) -> FeatureStore:
+        opened.append(open_store(folder))
+        return opened[-1]
+
+    monkeypatch.setattr("embark.repo.open_store", keep)
+
     def embark(*arguments: str | Path) -> Result:
         done = CliRunner(env=environment).invoke(cli, [str(each) for each in arguments], catch_exceptions=False)
         assert done.exit_code == 0, done.output
@@ -96,6 +105,7 @@ def test_a_trained_model_scores_the_same_with_its_networks_in_the_archive(
     assert applied.returncode == 0, applied.stderr
 
     with ExitStack() as stack:
+        stack.callback(lambda: [disconnect(store) for store in opened])
         for part in ("retina", "materialize", "serve"):
             log = tmp_path / f"{part}.txt"
             stack.enter_context(ChildProcess(part, [part], environment, log, folder=tmp_path))
@@ -162,7 +172,13 @@ def test_a_trained_model_scores_the_same_with_its_networks_in_the_archive(
                 }
             )
         )
-        read = historical_embeddings(open_store(repo), log, [IMAGE], "as_logged")[IMAGE]
+        read = historical_embeddings(keep(repo), log, [IMAGE], "as_logged")[IMAGE]
         assert [read.of(slice(i, i + 1)).tobytes() for i in range(2)] == [before[0], learned.tobytes()]
         assert read.embedding_id[read.rows].tolist() == ids
         assert read.status.tolist() == [Status.OOV] * 3 + [Status.HIT]
+
+
+def disconnect(store: FeatureStore) -> None:
+    cluster = store._get_provider().online_store._cluster
+    if cluster is not None:
+        cluster.shutdown()
