@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.comparison import options, publish
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Status, all_missing
+from feature_repo.embeddings import Status, all_missing, oov_zeros
 from serving.eviction import MOST_USES, S3Fifo
 from serving.hot_cache import HotCache
 
@@ -105,7 +105,7 @@ def lookups(count: int, rounds: int) -> dict[str, float]:
     entries = 50_000
     keys = [f"https://images.example.com/catalogue/item-{i:08d}.jpg" for i in range(entries)]
     cache = HotCache(SPEC, megabytes=150, seconds=3600)
-    read = all_missing(SPEC.view, SPEC.dim, entries, Status.HIT)
+    read = all_missing(oov_zeros(SPEC.view, SPEC.dim), entries, Status.HIT)
     cache.fill(keys, read, began=cache.now())
     slab = read.vectors
     hashes = np.fromiter(map(hash, keys), np.int64, entries)

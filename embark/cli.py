@@ -24,6 +24,7 @@ from embark.evaluate import evaluate
 from embark.export import export
 from embark.invalidate import invalidate
 from embark.migrate import migrate
+from embark.oov import oov
 from embark.packages import ShadowedPackage, check_packages
 from embark.plan import plan
 from embark.rank import rank
@@ -500,6 +501,7 @@ cli.add_command(backfill)
 cli.add_command(reembed)
 cli.add_command(invalidate)
 cli.add_command(migrate)
+cli.add_command(oov)
 cli.add_command(dead_letters)
 cli.add_command(encode)
 cli.add_command(duplicates)

@@ -33,6 +33,7 @@ SECTIONS = {
         "reembed": "compute embeddings anew, in place",
         "invalidate": "remove keys",
         "migrate": "move from one version of an encoder to another",
+        "oov": "the embedding that misses of a view are answered with",
     },
     "Keep house": {
         "dead-letters": "list, retry and purge what was given up",

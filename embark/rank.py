@@ -126,6 +126,7 @@ def described(ranking: "Ranking", candidates: list[dict[str, object]], shown: li
                 "deviation": float(ranking.deviation[i]),
                 "interval_90%": [float(ranking.low[i]), float(ranking.high[i])],
                 "status": {part: Status(int(status[i])).name for part, status in ranking.status.items()},
+                "embedding_id": {view: int(ids[i]) for view, ids in ranking.embedding_id.items()},
                 "candidate": candidates[i],
             }
             for i in shown

@@ -28,6 +28,7 @@ from serving.freshness import Freshness
 from serving.hot_cache import HotCaches
 from serving.load import Gate
 from serving.metrics import Metrics, PartsCollector
+from serving.oov import OovRefresh
 from serving.processes import Processes, reserved, started
 from serving.requests import RequestQueue, open_producer
 from serving.server import EmbArkServer
@@ -138,7 +139,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
         )
         hot_keys = settings.state.resolve() / "hot" / store.project
         warm_start = WarmStart(hot_keys, archive, caches, keeps=not process, fresh=freshness.reading.wait)
-        with freshness, warm_start:
+        with OovRefresh(directory, rows, caches), freshness, warm_start:
             asyncio.run(_serve(settings, service, stop, listening, shared_port=process is not None))
 
 

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-OOV_KEY = "\0oov"  # no canonical key holds a NUL: no input can have it
+OOV_KEY = "\0oov"  # of the row that holds a view's OOV embedding; no canonical key holds a NUL: no input can have it
 
 
 class Status(IntEnum):
@@ -74,18 +74,33 @@ def embedding_id(view: str, key: str, event_time: int, vector: NDArray[np.float3
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def oov_vector(dim: int) -> NDArray[np.float32]:
-    """What stands in for an embedding that is not there, (dim,) float32: zeros."""
-    return np.zeros(dim, dtype=np.float32)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OovEmbedding:
+    """What stands in for the embeddings of a view that are not there.
+
+    Attributes:
+        vector: (dim,) float32.
+        embedding_id: names it, as any vector.
+        event_time: since when, in microseconds since 1970; 0 of the zeros that stand until the view's owner sets one.
+    """
+
+    vector: NDArray[np.float32]
+    embedding_id: int
+    event_time: int
 
 
-def all_missing(view: str, dim: int, count: int, status: Status) -> Embeddings:
-    """`count` OOV embeddings of a view under one status."""
-    oov = oov_vector(dim)
+def oov_zeros(view: str, dim: int) -> OovEmbedding:
+    """The OOV embedding of a view whose owner has set none: zeros."""
+    zeros = np.zeros(dim, dtype=np.float32)
+    return OovEmbedding(vector=zeros, embedding_id=embedding_id(view, OOV_KEY, 0, zeros), event_time=0)
+
+
+def all_missing(oov: OovEmbedding, count: int, status: Status) -> Embeddings:
+    """The OOV embedding of a view `count` times, under one status: how serving and training fill what is not there."""
     return Embeddings(
-        vectors=np.tile(oov, (count, 1)),
+        vectors=np.tile(oov.vector, (count, 1)),
         status=np.full(count, status, dtype=np.uint8),
-        embedding_id=np.full(count, embedding_id(view, OOV_KEY, 0, oov), dtype=np.int64),
+        embedding_id=np.full(count, oov.embedding_id, dtype=np.int64),
         event_time=np.zeros(count, dtype=np.int64),
         failures={},
     )

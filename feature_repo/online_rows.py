@@ -6,7 +6,7 @@ from typing import Protocol
 from feast import FeatureStore, FeatureView
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, RowVersion
+from feature_repo.embeddings import OOV_KEY, Embeddings, OovEmbedding, RowVersion, Status, oov_zeros
 from feature_repo.session import connect
 
 
@@ -14,12 +14,24 @@ class OnlineRows(Protocol):
     """Reads archived embeddings."""
 
     def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
-        """The embeddings of canonical keys of one view, in their order: HIT, or OOV where there is none.
+        """The embeddings of canonical keys of one view, in their order: HIT, or OOV and zeros where there is none.
 
         Raises:
             StoreUnavailable: the store did not answer; nothing may be concluded about any key.
         """
         ...
+
+
+def served_oov(rows: OnlineRows, spec: EncoderSpec) -> OovEmbedding:
+    """The OOV embedding of a view that is online: the row that its owner has set, or zeros.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    row = rows.read(spec, [OOV_KEY])
+    if row.status[0] != Status.HIT:
+        return oov_zeros(spec.view, spec.dim)
+    return OovEmbedding(vector=row.vectors[0], embedding_id=int(row.embedding_id[0]), event_time=int(row.event_time[0]))
 
 
 class FeastOnlineRows:

@@ -3,22 +3,25 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from feast import FeatureService, FeatureStore
 from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Status, all_missing
+from feature_repo.embeddings import OOV_KEY, OovEmbedding, Status, all_missing, oov_zeros
 from feature_repo.failures import CassandraFailureMarks, FailureMarks
 from feature_repo.online.columns import Vectors
 from feature_repo.session import StoreUnavailable, connect, store_errors
 from feature_repo.views import EMBEDDING, EMBEDDING_ID, request_topic
 from serving.entity_rows import REFUSED, Asked, Reading, as_columns, readings
+from serving.oov import REFRESH_SECONDS
 from serving.requests import ProducerOnDemand, RequestQueue, RequestSink, open_producer
 
 logger = logging.getLogger(__name__)
@@ -49,17 +52,25 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
     Args:
         requests: where missing keys are asked for; by default Kafka as the registry names it.
         marks: keys known to fail; by default those of the online store.
+        clock: seconds, of any origin.
         further arguments: those of `FeatureStore`.
     """
 
     def __init__(
-        self, *args: Any, requests: RequestSink | None = None, marks: FailureMarks | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        requests: RequestSink | None = None,
+        marks: FailureMarks | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._opening = threading.Lock()
         self._requests = requests
         self._marks = marks
         self._queue: RequestQueue | None = None
+        self._clock = clock
+        self._oov: dict[str, tuple[float, OovEmbedding]] = {}  # view → when it was read, and what
 
     def get_online_features(
         self,
@@ -151,7 +162,9 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
             for each in reading.views:
                 if each.spec is not None:
                     (column,) = each.columns
-                    missing = fill(proto, each.spec, each.names)
+                    missing = missing_rows(proto, each.names)
+                    if missing:
+                        fill(proto, missing, self._oov_of(each.spec), each.names)
                     keys = dict.fromkeys(reading.columns[column][i] for i in missing)
                     self._request(each.spec.view, [k for k in keys if isinstance(k, str) and k != REFUSED])
         # 4. a refused key stands in the answer as it was given
@@ -193,6 +206,22 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
     def _still(self, now: "_Named", features: list[str] | FeatureService, full: bool) -> bool:
         """Whether features stand for the same: a migration may have switched a service while it was read."""
         return not isinstance(features, FeatureService) or self._now(features, full) == now
+
+    def _oov_of(self, spec: EncoderSpec) -> OovEmbedding:
+        """The view's OOV embedding, as the store had it REFRESH_SECONDS ago at most; it costs no answer."""
+        read_at, known = self._oov.get(spec.view, (float("-inf"), oov_zeros(spec.view, spec.dim)))
+        now = self._clock()
+        if now < read_at + REFRESH_SECONDS:
+            return known
+        try:
+            features = [f"{spec.view}:{feature}" for feature in (EMBEDDING, EMBEDDING_ID)]
+            proto = super().get_online_features(features, {spec.join_key: [OOV_KEY]}).proto
+        except StoreUnavailable as outage:
+            logger.warning("the OOV embedding of %s stays as it was: %s", spec.view, outage)
+        else:
+            known = newer(known, proto)
+        self._oov[spec.view] = (now, known)
+        return known
 
     def _request(self, view: str, keys: Sequence[str]) -> None:
         if not keys:
@@ -237,26 +266,47 @@ def take_over(proto: GetOnlineFeaturesResponse, other: GetOnlineFeaturesResponse
             proto.results[here].CopyFrom(other.results[there])
 
 
-def fill(proto: GetOnlineFeaturesResponse, spec: EncoderSpec, names: Mapping[str, str]) -> list[int]:
-    """Writes the OOV embedding and its id where an embedding is not there whole; the rows in which it is not.
-
-    `names`: feature → its name in the response. Where neither vector nor id was requested there is nothing to fill.
-    """
-    oov = all_missing(spec.view, spec.dim, 1, Status.OOV)
-    defaults = {
-        EMBEDDING: Vectors(spec.dim).value(oov.vectors[0]),
-        EMBEDDING_ID: Value(int64_val=int(oov.embedding_id[0])),
-    }
-    at = {feature: position(proto, names[feature]) for feature in defaults if feature in names}
-    results = {feature: proto.results[i] for feature, i in at.items() if i is not None}
-    missing = sorted(
-        {i for r in results.values() for i, status in enumerate(r.statuses) if status != FieldStatus.PRESENT}
+def newer(known: OovEmbedding, proto: GetOnlineFeaturesResponse) -> OovEmbedding:
+    """The OOV embedding in a response for its key alone; the known one where there is none, or an older one."""
+    results = [proto.results[position(proto, name) or 0] for name in (EMBEDDING, EMBEDDING_ID)]
+    if any(result.statuses[0] != FieldStatus.PRESENT for result in results):
+        return known
+    event_time = results[0].event_timestamps[0].ToMicroseconds()
+    if event_time <= known.event_time:
+        return known
+    vector, its_id = (result.values[0] for result in results)
+    return OovEmbedding(
+        vector=np.array(vector.float_list_val.val, dtype=np.float32),
+        embedding_id=its_id.int64_val,
+        event_time=event_time,
     )
-    for feature, result in results.items():
-        for i in missing:
-            result.values[i].CopyFrom(defaults[feature])
-            result.statuses[i] = FieldStatus.NOT_FOUND  # also where the other half of the row was there
-    return missing
+
+
+def filled(
+    proto: GetOnlineFeaturesResponse, names: Mapping[str, str]
+) -> dict[str, GetOnlineFeaturesResponse.FeatureVector]:
+    """Of vector and id, the columns that were requested; `names`: feature → its name in the response."""
+    at = {feature: position(proto, names[feature]) for feature in (EMBEDDING, EMBEDDING_ID) if feature in names}
+    return {feature: proto.results[i] for feature, i in at.items() if i is not None}
+
+
+def missing_rows(proto: GetOnlineFeaturesResponse, names: Mapping[str, str]) -> list[int]:
+    """The rows in which an embedding is not there whole; `names` as in `filled`."""
+    columns = filled(proto, names).values()
+    return sorted({i for c in columns for i, status in enumerate(c.statuses) if status != FieldStatus.PRESENT})
+
+
+def fill(proto: GetOnlineFeaturesResponse, rows: Sequence[int], oov: OovEmbedding, names: Mapping[str, str]) -> None:
+    """Writes the OOV embedding and its id into `rows`; `names` as in `filled`."""
+    missing = all_missing(oov, 1, Status.OOV)
+    defaults = {
+        EMBEDDING: Vectors(len(oov.vector)).value(missing.vectors[0]),
+        EMBEDDING_ID: Value(int64_val=int(missing.embedding_id[0])),
+    }
+    for feature, column in filled(proto, names).items():
+        for i in rows:
+            column.values[i].CopyFrom(defaults[feature])
+            column.statuses[i] = FieldStatus.NOT_FOUND  # also where the other half of the row was there
 
 
 def restore(proto: GetOnlineFeaturesResponse, column: str, keys: Sequence[Any], given: Sequence[Any]) -> None:

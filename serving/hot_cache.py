@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.embeddings import Embeddings, OovEmbedding, Status, oov_zeros
 from serving.eviction import MOST_USES, S3Fifo
 from serving.floors import Floors
 
@@ -52,6 +52,7 @@ class HotCache:
         seconds: after which a row is read again, should an announcement have been lost.
         clock: seconds, of any origin.
         floors: of this view.
+        oov: the OOV embedding to begin with; zeros otherwise.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class HotCache:
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
         floors: Floors | None = None,
+        oov: OovEmbedding | None = None,
     ) -> None:
         self.capacity = int(megabytes * 1_000_000 / (4 * spec.dim + OVERHEAD_BYTES))
         self.counts = Counts()
@@ -73,17 +75,16 @@ class HotCache:
         # all keys that are not here, which has always expired.
         self._nowhere = self.capacity + NEGATIVES
         slots = self._nowhere + 1
-        oov = all_missing(spec.view, spec.dim, 1, Status.OOV)
-        self._oov_id = int(oov.embedding_id[0])
+        self._oov = oov_zeros(spec.view, spec.dim) if oov is None else oov
         self._slab = np.zeros((self.capacity + 1, spec.dim), dtype=np.float32)  # lazily: unused rows cost nothing
-        self._slab[self.capacity] = oov.vectors[0]
+        self._slab[self.capacity] = self._oov.vector
         # What else belongs to a slot lies in one place, half a line of the processor's cache: a look-up waits for it
         # once a key, not five times.
         self._entries = np.zeros(slots, dtype=ENTRY)
         self._status, self._uses = self._entries["status"], self._entries["uses"]
         self._ids, self._times = self._entries["embedding_id"], self._entries["event_time"]
         self._expires = self._entries["expires"]
-        self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov_id, -np.inf
+        self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov.embedding_id, -np.inf
         self._policy = S3Fifo(self.capacity, self._uses)
         self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
         self._index: dict[str, int] = {}
@@ -220,6 +221,14 @@ class HotCache:
             self._floors.raise_to(key, event_time, None, self._clock())
             self._drop_below(key)
 
+    def answer_missing_with(self, oov: OovEmbedding) -> None:
+        """The view's OOV embedding from now on, vector and id at once; one that is older than that known is dropped."""
+        with self._lock:
+            if oov.event_time > self._oov.event_time:
+                self._oov = oov
+                self._slab[self.capacity] = oov.vector
+                self._ids[self.capacity :] = oov.embedding_id
+
     def failed(self, key: str) -> None:
         """A canonical key was marked as failed: that it is OOV is not so any more."""
         with self._lock:
@@ -263,7 +272,7 @@ class HotCache:
         self._expires[slot] = -np.inf
         self._uses[slot] = 0  # an empty slot is the next to be used
         self._times[slot] = 0
-        self._ids[slot] = self._oov_id
+        self._ids[slot] = self._oov.embedding_id
         self._why.pop(slot, None)
         return names
 
@@ -290,6 +299,7 @@ class HotCaches:
         self._clock = clock
         self._lock = threading.Lock()
         self._caches: dict[str, tuple[EncoderSpec, HotCache]] = {}
+        self._oov: dict[str, OovEmbedding] = {}  # of each view whose owner has set one
 
     def of(self, spec: EncoderSpec) -> HotCache:
         """The cache of an encoder; a new one where the view is declared anew (other parameters of URLs to drop)."""
@@ -298,7 +308,13 @@ class HotCaches:
             with self._lock:
                 found = self._caches.get(spec.view)
                 if found is None or found[0] != spec:
-                    cache = HotCache(spec, megabytes=self._megabytes, seconds=self._seconds, clock=self._clock)
+                    cache = HotCache(
+                        spec,
+                        megabytes=self._megabytes,
+                        seconds=self._seconds,
+                        clock=self._clock,
+                        oov=self._oov.get(spec.view),
+                    )
                     found = self._caches[spec.view] = (spec, cache)
         return found[1]
 
@@ -306,6 +322,16 @@ class HotCaches:
         """The cache of a view, where one was made."""
         found = self._caches.get(view)
         return found[1] if found else None
+
+    def answer_missing_with(self, view: str, oov: OovEmbedding) -> None:
+        """See `HotCache`; a cache that is made later begins with it."""
+        with self._lock:
+            known = self._oov.get(view)
+            if known is None or oov.event_time > known.event_time:
+                self._oov[view] = oov
+            cache = self.named(view)
+        if cache is not None:
+            cache.answer_missing_with(oov)
 
     def distrust(self) -> None:
         """See `HotCache`."""

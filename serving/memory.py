@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
-from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
 from feature_repo.failures import FailureMarks
 from feature_repo.online_rows import OnlineRows
 from feature_repo.session import StoreUnavailable
@@ -26,7 +26,7 @@ class MemoryRows:
     rows: dict[tuple[str, str], tuple[int, int, NDArray[np.float32]]] = field(default_factory=dict)
 
     def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
-        found = all_missing(spec.view, spec.dim, len(keys), Status.OOV)
+        found = all_missing(oov_zeros(spec.view, spec.dim), len(keys), Status.OOV)
         for i, key in enumerate(keys):
             if (spec.view, key) in self.rows:
                 found.status[i] = Status.HIT

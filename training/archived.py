@@ -8,6 +8,7 @@ from feast import FeatureStore
 from numpy.typing import NDArray
 
 from feature_repo.directory import UnknownView
+from feature_repo.embeddings import Status
 from feature_repo.views import encoder_specs
 from training.config import Config, ConfigError
 from training.history import Reading, historical_embeddings
@@ -42,11 +43,11 @@ class HistoryArchive:
         return cls(store, config.data.reading)
 
     def embeddings(self, impressions: Impressions, view: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The distinct vectors (1 + U, D), the first of which is OOV, and the row of each impression, (N,).
+        """The distinct vectors (1 + U, D), and the row of each impression, (N,): 0 for every OOV embedding there was.
 
         Raises:
             ImpressionsError: the view's key, or its logged ids, are missing.
             UnknownIds: logged ids that history does not have.
         """
         history = historical_embeddings(self.store, impressions, [view], self.reading)[view]
-        return history.vectors, history.rows.astype(np.int64)
+        return history.vectors, np.where(history.status == Status.OOV, 0, history.rows).astype(np.int64)

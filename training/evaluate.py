@@ -107,7 +107,7 @@ def _slice(mixture: Mixture, examples: Examples, at: NDArray[np.int64]) -> Slice
     some = few(len(examples))
     measured = mixture.at(some)
     rank_N = ranks(measured, examples.clicks_N[some], examples.impressions_N[some])
-    low_N, high_N = (measured.quantile((1 + side * INTERVAL) / 2).numpy() for side in (-1, 1))
+    low_N, high_N = measured.quantiles((1 - INTERVAL) / 2, (1 + INTERVAL) / 2).numpy()
     density = {
         "examples": float(len(examples)),
         "nll": nll(mixture, examples),

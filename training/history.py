@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Status, all_missing
+from feature_repo.embeddings import Status
+from feature_repo.offline.oov import OovHistory
+from feature_repo.offline.retrieval import micros
 from training.impressions import BATCH_ROWS, ID_SUFFIX, TIME, Impressions, count_impressions
 from training.impressions import impression_batches as batches_of
-from training.reading import FirstEvents, ids_at, ids_logged
+from training.reading import NO_ID, FirstEvents, ids_at, ids_logged
 from training.vectors import MatrixPlace, gather
 
 Reading = Literal["as_logged", "as_served", "as_of_content"]
@@ -38,8 +40,8 @@ class ViewHistory:
 
     Attributes:
         view: name of the feature view.
-        vectors: (1 + V, dim) float32, each distinct embedding once; row 0 is the OOV embedding. A numpy memory map
-            where it is large.
+        vectors: (1 + V, dim) float32, each distinct embedding once; row 0 is the OOV embedding that stands now. Those
+            that stood before have rows as others do, where impressions have them. A numpy memory map where it is large.
         embedding_id: (1 + V,) int64, the id of each row.
         rows: (N,) int32, each impression's row of `vectors`.
         status: (N,) uint8 of `Status`: HIT or OOV.
@@ -62,7 +64,7 @@ class ViewHistory:
 
     @property
     def oov_share(self) -> float:
-        """The share of impressions that have the OOV embedding."""
+        """The share of impressions that have an OOV embedding."""
         return float((self.status == Status.OOV).mean()) if len(self) else 0.0
 
     @property
@@ -143,6 +145,7 @@ def historical_embeddings(
     ids = {name: np.empty(total, dtype=np.int64) for name in specs}
     fell_back = dict.fromkeys(specs, 0)
     first = {v.name: FirstEvents.read(store, v) for v in views} if reading == "as_of_content" else {}
+    oov = {v.name: OovHistory.read(store, v, specs[v.name]) for v in views}
     columns = {TIME, *(spec.join_key for spec in specs.values())}
     if reading == "as_logged":
         columns |= {f"{name}{ID_SUFFIX}" for name in specs}
@@ -150,14 +153,18 @@ def historical_embeddings(
         task, done = bar.add_task(f"impressions {reading}", total=total), 0
         for batch in _batches(impressions, columns, batch_rows):
             for name, spec in specs.items():
-                oov = _oov_id(spec)
                 if reading == "as_logged":
-                    found = ids_logged(batch, spec, oov)
+                    found = ids_logged(batch, spec)
                 else:
-                    found = ids_at(store, batch, spec, oov, as_served=reading == "as_served")
+                    found = ids_at(store, batch, spec, as_served=reading == "as_served")
                 if reading == "as_of_content":
-                    found, later = first[name].fill(store, batch, spec, found, oov)
+                    found, later = first[name].fill(store, batch, spec, found)
                     fell_back[name] += later
+                missing = found == NO_ID
+                if missing.any():  # what a look-up at that time was answered
+                    moments = micros(batch.table[TIME])[missing]
+                    found = found.copy()  # a column of the log may not be written to
+                    found[missing] = oov[name].at(moments, as_served=reading != "as_of_content")
                 ids[name][done : done + len(batch)] = found
             done += len(batch)
             bar.update(task, completed=done)
@@ -166,7 +173,7 @@ def historical_embeddings(
         read = {}
         for view in views:
             read[view.name] = _view_history(
-                store, view, specs[view.name], ids.pop(view.name), fell_back[view.name], place or MatrixPlace()
+                store, view, oov[view.name], ids.pop(view.name), fell_back[view.name], place or MatrixPlace()
             )
             bar.advance(task)
     return History(reading=reading, views=read)
@@ -175,22 +182,29 @@ def historical_embeddings(
 def _view_history(
     store: FeatureStore,
     view: FeatureView,
-    spec: EncoderSpec,
+    oov: OovHistory,
     ids: NDArray[np.int64],
     fell_back: int,
     place: MatrixPlace,
 ) -> ViewHistory:
     """`ids`: (N,) of the impressions."""
-    oov = all_missing(spec.view, spec.dim, 1, Status.OOV)  # what serving answers, by the same function
     distinct, inverse = np.unique(ids, return_inverse=True)
-    known = distinct != oov.embedding_id[0]
-    vectors, rows_of_known = gather(store, view, distinct[known], oov.vectors[0], place)
-    row = np.zeros(len(distinct), dtype=np.int32)  # (distinct,) 0 where it is the OOV embedding's id
-    row[known] = rows_of_known
-    embedding_id = np.full(len(vectors), oov.embedding_id[0], dtype=np.int64)
+    missing = np.isin(distinct, oov.ids)  # (distinct,)
+    # 1. the OOV embedding that stands now, and of those before it the ones that impressions have
+    once = np.unique(oov.ids, return_index=True)[1].tolist()
+    used = [i for i in once if oov.ids[i] != oov.ids[-1] and oov.ids[i] in distinct]
+    standing = oov.answers([len(oov) - 1, *used])
+    # 2. all else from history
+    vectors, rows_of_known = gather(store, view, distinct[~missing], standing.vectors, place)
+    row = np.empty(len(distinct), dtype=np.int32)  # (distinct,)
+    row[~missing] = rows_of_known
+    place_of = {int(each): at for at, each in enumerate(standing.embedding_id)}
+    row[missing] = [place_of[int(each)] for each in distinct[missing]]
+    embedding_id = np.empty(len(vectors), dtype=np.int64)
+    embedding_id[: len(standing)] = standing.embedding_id
     embedding_id[row] = distinct
     rows = row[inverse]
-    status = np.where(rows == 0, np.uint8(Status.OOV), np.uint8(Status.HIT))
+    status = np.where(rows < len(standing), np.uint8(Status.OOV), np.uint8(Status.HIT))
     return ViewHistory(
         view=view.name, vectors=vectors, embedding_id=embedding_id, rows=rows, status=status, fell_back=fell_back
     )
@@ -223,7 +237,3 @@ def _spec(view: FeatureView) -> EncoderSpec:
     if spec is None:
         raise ValueError(f"view {view.name!r} is not an encoder's: read it with `get_historical_features`")
     return spec
-
-
-def _oov_id(spec: EncoderSpec) -> int:
-    return int(all_missing(spec.view, spec.dim, 1, Status.OOV).embedding_id[0])

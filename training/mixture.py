@@ -25,8 +25,7 @@ NODES = 16  # of Gauss-Hermite quadrature; placed at the peak, they give the int
 NEWTON_STEPS = 6  # from the Gaussian approximation to the peak
 LONGEST_STEP = 2.0  # in logits: Newton's method overshoots where the sigmoid is flat
 LEAST_SIGMA = 0.01  # in logits: 1 % of a CTR; below it a likelihood can grow without bound
-HALVINGS = 40  # of an interval of 60 logits: 1e-10
-FARTHEST = 30.0  # logits: a CTR of 1e-13
+HALVINGS = 26  # of an interval of a few logits: 1e-7
 
 _NODE, _WEIGHT = np.polynomial.hermite.hermgauss(NODES)
 NODE_Q = torch.tensor(_NODE)  # float64; taken to what it meets
@@ -120,21 +119,23 @@ class Mixture:
         return mean_B + deviations * deviation_B
 
     @torch.no_grad()
-    def quantile(self, share: float) -> Tensor:
-        """The CTR below which the true one lies with probability `share`, (B,)."""
-        low_B = torch.full_like(self.mean_BK[:, 0], -FARTHEST)
-        high_B = torch.full_like(low_B, FARTHEST)
+    def quantiles(self, *shares: float) -> Tensor:
+        """The CTRs below which the true one lies with each of these probabilities, (S, B)."""
+        share_S1 = torch.tensor(shares, dtype=self.mean_BK.dtype, device=self.mean_BK.device)[:, None]
+        # A mixture's quantile lies between those of its components.
+        of_each_SBK = self.mean_BK + self.sigma_BK * torch.special.ndtri(share_S1)[:, :, None]
+        low_SB, high_SB = of_each_SBK.amin(2), of_each_SBK.amax(2)
         for _ in range(HALVINGS):
-            middle_B = (low_B + high_B) / 2
-            below_B = self.below(middle_B) < share
-            low_B, high_B = torch.where(below_B, middle_B, low_B), torch.where(below_B, high_B, middle_B)
-        ctr_B: Tensor = torch.sigmoid((low_B + high_B) / 2)
-        return ctr_B
+            middle_SB = (low_SB + high_SB) / 2
+            below_SB = self.below(middle_SB) < share_S1
+            low_SB, high_SB = torch.where(below_SB, middle_SB, low_SB), torch.where(below_SB, high_SB, middle_SB)
+        ctr_SB: Tensor = torch.sigmoid((low_SB + high_SB) / 2)
+        return ctr_SB
 
     def below(self, logit_B: Tensor) -> Tensor:
-        """Probability that the true logit CTR is below `logit_B`, (B,)."""
-        share_BK: Tensor = torch.special.ndtr((logit_B[:, None] - self.mean_BK) / self.sigma_BK)
-        return (self.log_weight_BK.exp() * share_BK).sum(1)
+        """Probability that the true logit CTR is below `logit_B`, (B,), or (…, B) for several each."""
+        share_BK: Tensor = torch.special.ndtr((logit_B[..., None] - self.mean_BK) / self.sigma_BK)
+        return (self.log_weight_BK.exp() * share_BK).sum(-1)
 
 
 def measured_logit(clicks: Tensor, impressions: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,9 @@
 """Ranking: candidates in a context, scored with uncertainty within a budget of time.
 
-One look-up in EmbArk for each view of the model, all at once; one forward pass. What has not come when the budget nears
-its end is scored with the model's OOV embedding: an answer in time with less knowledge beats a late one.
+One call of EmbArk for all views of the model; one forward pass. What has not come when the budget nears its end is
+scored with the model's OOV embedding: an answer in time with less knowledge beats a late one.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,14 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from feature_repo.embeddings import Status
+from training.candidates import Keys, together
 from training.inputs import COLUMNS
 from training.model import PARTS, Batch, Seen
 from training.saved import Trained
+from training.threads import one_thread
 from training.vocabulary import indices
 
 BUDGET_SECONDS = 0.2
 FORWARD_SHARE = 0.25  # of the budget at most, kept back for the forward pass; what it was seen to take otherwise
 REMEMBERED = 0.9  # of a forward pass that took long: the reserve falls slowly and rises at once
+AT_ONCE = 8  # calls: threads that a slow one holds must not keep the next request from asking
+NO_ID = -1  # of what no look-up answered; history takes it for none
 WARM_UP = 500  # candidates; the first pass of a network takes many times as long as the next one
 
 
@@ -41,11 +44,20 @@ class Answer(Protocol):
         """(N,) of `feature_repo.embeddings.Status`."""
         ...
 
+    @property
+    def embedding_id(self) -> NDArray[np.int64]:
+        """(N,)"""
+        ...
+
 
 class Lookup(Protocol):
     """What answers look-ups, as `serving.client.EmbArkClient` does; asked by several threads at once."""
 
-    def lookup(self, view: str, keys: Sequence[str], timeout: float) -> Answer: ...
+    def lookup_many(
+        self, views: Sequence[str], columns: Mapping[str, Sequence[str]], timeout: float
+    ) -> Mapping[str, Answer]:
+        """The answers of several views, each for the keys of its column, `image_url` or `text`."""
+        ...
 
 
 class RankError(Exception):
@@ -62,6 +74,8 @@ class Ranking:
         low, high: between which the true CTR lies with probability 0.9.
         order: positions, the best first.
         status: `image` or `text` → status of each candidate's embedding.
+        embedding_id: view → id of each candidate's embedding, NO_ID where none was answered; to be logged with the
+            impression as `<view>__embedding_id`, for history to read `as_logged`.
         late: views that did not answer in time, or failed, and why.
         milliseconds: what it took.
     """
@@ -73,6 +87,7 @@ class Ranking:
     high: NDArray[np.float64]
     order: NDArray[np.int64]
     status: Mapping[str, NDArray[np.uint8]]
+    embedding_id: Mapping[str, NDArray[np.int64]]
     late: Mapping[str, str]
     milliseconds: float
 
@@ -111,9 +126,7 @@ class Ranker:
         self._budget = budget_seconds
         self._exploration = exploration
         self._clock = clock
-        views = trained.config.views
-        # Threads that a slow look-up holds must not keep the next request from asking: some are to spare.
-        self._threads = ThreadPoolExecutor(max(1, 8 * len(views)), thread_name_prefix="rank")
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="rank")
         self._forward_seconds = 0.0
         self._warm_up()
 
@@ -141,82 +154,98 @@ class Ranker:
         started = self._clock()
         if not candidates:
             raise RankError("there are no candidates to rank")
-        # 1. ask for all embeddings at once
+        # 1. ask for all embeddings at once, each distinct key once
         views = self._trained.config.views
-        keys = {name: [_key(each.get(COLUMNS[name])) for each in candidates] for name in views}
+        keys = {name: Keys.of(each.get(COLUMNS[name]) for each in candidates) for name in PARTS if name in views}
         look_by = started + self._budget - self._reserve()
-        futures = {
-            name: self._threads.submit(self._look_up, views[name], keys[name], look_by)
-            for name in PARTS
-            if name in views
+        calls = {
+            self._threads.submit(self._look_up, {name: keys[name].distinct for name in names}, look_by): names
+            for names in together(keys)
         }
         # 2. meanwhile, the categories
         config = self._trained.config.model
         item_BF = self._indices("item", config.item, candidates)
-        context_BG = self._indices("context", config.context, [context] * len(candidates))
+        context_BG = self._indices("context", config.context, [context]).repeat(len(candidates), 0)
         # 3. what is there in time
-        wait(futures.values(), timeout=max(0.0, look_by - self._clock()))
+        wait(calls, timeout=max(0.0, look_by - self._clock()))
         late: dict[str, str] = {}
-        parts, status = {}, {}
-        for name, future in futures.items():
-            parts[name], status[name] = self._seen(name, future, len(candidates), late)
+        parts, status, ids = {}, {}, {}
+        for call, names in calls.items():
+            answers = self._answers(call, [views[name] for name in names], late)
+            for name in names:
+                view = views[name]
+                parts[name], status[name], ids[view] = self._seen(name, keys[name], answers.get(view))
         # 4. one forward pass
         began = self._clock()
-        batch = Batch(parts, torch.from_numpy(item_BF), torch.from_numpy(context_BG))
-        with torch.inference_mode():
-            mixture = self._model(batch).double()
-            mean_B, deviation_B = mixture.moments()
-            low_B, high_B = mixture.quantile(0.05), mixture.quantile(0.95)
-        score = (mean_B + self._exploration * deviation_B).numpy()
+        scored = self._scored(Batch(parts, torch.from_numpy(item_BF), torch.from_numpy(context_BG)))
+        score = scored.mean + self._exploration * scored.deviation
         self._forward_seconds = max(self._clock() - began, REMEMBERED * self._forward_seconds)
         return Ranking(
             score=score,
-            mean=mean_B.numpy(),
-            deviation=deviation_B.numpy(),
-            low=low_B.numpy(),
-            high=high_B.numpy(),
+            mean=scored.mean,
+            deviation=scored.deviation,
+            low=scored.low,
+            high=scored.high,
             order=np.argsort(-score, kind="stable"),
             status=status,
+            embedding_id=ids,
             late=late,
             milliseconds=(self._clock() - started) * 1000,
         )
 
+    def _scored(self, batch: Batch) -> "_Scored":
+        with torch.inference_mode(), one_thread():
+            mixture = self._model(batch).double()
+            mean_B, deviation_B = mixture.moments()
+            low_B, high_B = mixture.quantiles(0.05, 0.95)
+        return _Scored(mean_B.numpy(), deviation_B.numpy(), low_B.numpy(), high_B.numpy())
+
     def _reserve(self) -> float:
         return min(2 * self._forward_seconds, FORWARD_SHARE * self._budget)
 
-    def _look_up(self, view: str, keys: Sequence[str | None], look_by: float) -> tuple[Answer, NDArray[np.int64]]:
-        """The answer for the distinct keys, and which of them each candidate has; −1 for one without a key."""
-        place = {key: i for i, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
-        seconds = max(0.001, look_by - self._clock())
-        answer = self._client.lookup(view, list(place), timeout=seconds)
-        return answer, np.array([-1 if key is None else place[key] for key in keys], dtype=np.int64)
+    def _look_up(self, keys: Mapping[str, Sequence[str]], look_by: float) -> Mapping[str, Answer]:
+        """The answers for the distinct keys of some parts, by view."""
+        views = [self._trained.config.views[name] for name in keys]
+        columns = {COLUMNS[name]: each for name, each in keys.items()}
+        return self._client.lookup_many(views, columns, timeout=max(0.001, look_by - self._clock()))
 
-    def _seen(
-        self, name: str, future: "Future[tuple[Answer, NDArray[np.int64]]]", count: int, late: dict[str, str]
-    ) -> tuple[Seen, NDArray[np.uint8]]:
-        """The embeddings of a part as the model takes them, with OOV for all that did not come."""
-        view, dim = self._trained.config.views[name], self._trained.dims[name]
-        none = Seen((torch.zeros((0, dim)),), torch.zeros(count, dtype=torch.int64))
-        unavailable = np.full(count, Status.UNAVAILABLE, dtype=np.uint8)
-        if not future.done():
-            future.cancel()
-            late[view] = "no answer within the budget"
-            return none, unavailable
-        error = future.exception()
+    def _answers(
+        self, call: "Future[Mapping[str, Answer]]", views: Sequence[str], late: dict[str, str]
+    ) -> Mapping[str, Answer]:
+        """What a call answered; why it did not, or not for some view, goes into `late`."""
+        if not call.done():
+            call.cancel()
+            late.update(dict.fromkeys(views, "no answer within the budget"))
+            return {}
+        error = call.exception()
         if error is not None:
-            late[view] = f"{type(error).__name__}: {error}"
-            return none, unavailable
-        answer, place_B = future.result()
+            late.update(dict.fromkeys(views, f"{type(error).__name__}: {error}"))
+            return {}
+        answers = call.result()
+        for view in views:
+            if len(answers[view].status) and (answers[view].status == Status.UNAVAILABLE).all():
+                late[view] = "the online store did not answer in time"
+        return answers
+
+    def _seen(self, name: str, keys: Keys, answer: Answer | None) -> tuple[Seen, NDArray[np.uint8], NDArray[np.int64]]:
+        """The embeddings of a part as the model takes them, with OOV for all that did not come; statuses and ids."""
+        view, dim = self._trained.config.views[name], self._trained.dims[name]
+        if answer is None:
+            count = len(keys.place)
+            none = Seen((torch.zeros((0, dim)),), torch.zeros(count, dtype=torch.int64))
+            return none, np.full(count, Status.UNAVAILABLE, dtype=np.uint8), np.full(count, NO_ID, dtype=np.int64)
         if answer.vectors.shape[1] != dim:
             raise RankError(
                 f"{view} answers embeddings of {answer.vectors.shape[1]} values, the model was trained on {dim}"
             )
         # one row more, of what has no key
         status_U = np.append(answer.status, np.uint8(Status.FAILED))
+        id_U = np.append(answer.embedding_id, NO_ID)
         hit_U = status_U == Status.HIT
         row_U = np.where(hit_U, np.cumsum(hit_U), 0)
-        vectors = torch.from_numpy(np.ascontiguousarray(answer.vectors[hit_U[:-1]]))
-        return Seen((vectors,), torch.from_numpy(row_U[place_B])), status_U[place_B]
+        vectors = torch.from_numpy(answer.vectors[hit_U[:-1]])  # a copy: an answer's memory is read-only
+        seen = Seen((vectors,), torch.from_numpy(row_U[keys.place]))
+        return seen, status_U[keys.place], id_U[keys.place]
 
     def _indices(self, side: str, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> NDArray[np.int64]:
         columns = {name: [row.get(name) for row in rows] for name in names}
@@ -230,16 +259,15 @@ class Ranker:
             parts = {name: Seen((each,), torch.arange(1, 1 + WARM_UP)) for name, each in zeros.items()}
             item_BF = torch.zeros((WARM_UP, len(config.model.item)), dtype=torch.int64)
             context_BG = torch.zeros((WARM_UP, len(config.model.context)), dtype=torch.int64)
-            with torch.inference_mode():
-                mixture = self._model(Batch(parts, item_BF, context_BG)).double()
-                mixture.moments()
-                mixture.quantile(0.05)
-                mixture.quantile(0.95)
+            self._scored(Batch(parts, item_BF, context_BG))
             self._forward_seconds = self._clock() - began
 
 
-def _key(value: object) -> str | None:
-    """A look-up's key; None for what is missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value)
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Of each candidate, (B,)."""
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]

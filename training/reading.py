@@ -18,11 +18,12 @@ from feature_repo.offline.retrieval import open_history
 from feature_repo.views import EMBEDDING_ID
 from training.impressions import ID_SUFFIX, TIME, Impressions, ImpressionsError
 
+NO_ID = -1  # where an impression has no embedding; ids have 63 bits
 ROW = "impression_row"  # carried through the join: an engine like Spark answers in any order
 
 
-def ids_logged(impressions: Impressions, spec: EncoderSpec, oov: int) -> NDArray[np.int64]:
-    """The ids that the ranker logged, (N,); the OOV embedding's where it logged none.
+def ids_logged(impressions: Impressions, spec: EncoderSpec) -> NDArray[np.int64]:
+    """The ids that the ranker logged, (N,); NO_ID where it logged none.
 
     Raises:
         ImpressionsError: there is no such column.
@@ -32,21 +33,19 @@ def ids_logged(impressions: Impressions, spec: EncoderSpec, oov: int) -> NDArray
         raise ImpressionsError(
             f"impressions lack {name!r}: log the ids that look-ups answer, or read as_served or as_of_content"
         )
-    ids: NDArray[np.int64] = pc.fill_null(impressions.table[name], oov).to_numpy()
+    ids: NDArray[np.int64] = pc.fill_null(impressions.table[name], NO_ID).to_numpy()
     return ids
 
 
-def ids_at(
-    store: FeatureStore, impressions: Impressions, spec: EncoderSpec, oov: int, *, as_served: bool
-) -> NDArray[np.int64]:
-    """The ids that stood at the impressions' times, (N,), by Feast's point-in-time join; the OOV embedding's for none.
+def ids_at(store: FeatureStore, impressions: Impressions, spec: EncoderSpec, *, as_served: bool) -> NDArray[np.int64]:
+    """The ids that stood at the impressions' times, (N,), by Feast's point-in-time join; NO_ID for none.
 
     Raises:
         ImpressionsError: the view's key is missing.
         RuntimeError: the offline store lost rows.
     """
     keys = _keys(impressions, spec)
-    return _joined(store, keys, impressions.table[TIME], spec, oov, as_served=as_served)
+    return _joined(store, keys, impressions.table[TIME], spec, as_served=as_served)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,13 @@ class FirstEvents:
         return cls(first[key].combine_chunks(), first[f"{columns.event}_min"].combine_chunks())
 
     def fill(
-        self, store: FeatureStore, impressions: Impressions, spec: EncoderSpec, ids: NDArray[np.int64], oov: int
+        self, store: FeatureStore, impressions: Impressions, spec: EncoderSpec, ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], int]:
-        """`ids` (N,) with the oldest embedding of the key in the place of the OOV embedding; and how many that were.
+        """`ids` (N,) with the id of the key's oldest embedding in the place of NO_ID; and how many that were.
 
         What stands at the time of the first event is the oldest row, by the very rules of the join.
         """
-        missing = np.flatnonzero(ids == oov)
+        missing = np.flatnonzero(ids == NO_ID)
         view = store.get_feature_view(spec.view)
         keys = canonical_keys(view, pa.table({spec.join_key: _keys(impressions, spec).take(pa.array(missing))}))
         place = pc.index_in(keys[spec.join_key], self.keys, skip_nulls=True)
@@ -91,10 +90,10 @@ class FirstEvents:
         # Of each key once: all its impressions get the same row.
         of_key, inverse = np.unique(place.filter(pc.is_valid(place)).to_numpy(), return_inverse=True)
         oldest = pa.array(of_key)
-        found = _joined(store, self.keys.take(oldest), self.times.take(oldest), spec, oov, as_served=False)
+        found = _joined(store, self.keys.take(oldest), self.times.take(oldest), spec, as_served=False)
         filled = ids.copy()
         filled[missing[there]] = found[inverse]
-        return filled, int((found[inverse] != oov).sum())
+        return filled, int((found[inverse] != NO_ID).sum())
 
 
 def _keys(impressions: Impressions, spec: EncoderSpec) -> pa.ChunkedArray:
@@ -108,7 +107,6 @@ def _joined(
     keys: pa.ChunkedArray | pa.Array,
     times: pa.ChunkedArray | pa.Array,
     spec: EncoderSpec,
-    oov: int,
     *,
     as_served: bool,
 ) -> NDArray[np.int64]:
@@ -117,8 +115,8 @@ def _joined(
     job = store.get_historical_features(frame, [f"{spec.view}:{EMBEDDING_ID}"], filter_by_created_timestamp=as_served)
     table = job.to_arrow()
     rows = table[ROW].to_numpy()
-    ids = np.full(count, oov, dtype=np.int64)
-    ids[rows] = pc.fill_null(table[EMBEDDING_ID].cast(pa.int64()), oov).to_numpy()
+    ids = np.full(count, NO_ID, dtype=np.int64)
+    ids[rows] = pc.fill_null(table[EMBEDDING_ID].cast(pa.int64()), NO_ID).to_numpy()
     if len(rows) != count:
         raise RuntimeError(f"the offline store answered {len(rows)} rows for {count} impressions of {spec.view}")
     return ids

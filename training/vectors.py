@@ -46,41 +46,42 @@ class UnknownIds(LookupError):
 
 
 def gather(
-    store: FeatureStore, view: FeatureView, ids: NDArray[np.int64], oov: NDArray[np.float32], place: MatrixPlace
+    store: FeatureStore, view: FeatureView, ids: NDArray[np.int64], first: NDArray[np.float32], place: MatrixPlace
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The vectors that have the ids `ids` (V,), distinct and ascending.
 
     Args:
-        oov: (dim,), which becomes row 0.
+        first: (F, dim), which become the first rows.
 
     Returns:
-        The matrix, (1 + V, dim) float32, in the order of history; and the row of each of `ids`, (V,), from 1 on.
+        The matrix, (F + V, dim) float32, in the order of history; and the row of each of `ids`, (V,), from F on.
 
     Raises:
         UnknownIds: history lacks some of them.
         ValueError: a vector of the history has another length than the view's.
         FileNotFoundError: compactions removed what was being read, again and again.
     """
-    return read_whole(lambda: _gathered(store, view, ids, oov, place))
+    return read_whole(lambda: _gathered(store, view, ids, first, place))
 
 
 def _gathered(
-    store: FeatureStore, view: FeatureView, ids: NDArray[np.int64], oov: NDArray[np.float32], place: MatrixPlace
+    store: FeatureStore, view: FeatureView, ids: NDArray[np.int64], first: NDArray[np.float32], place: MatrixPlace
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     history, _ = open_history(store.config, view, None, None)
     at = _positions(history, view.name, ids)  # (V,)
     order = np.argsort(at)
     rows = np.empty(len(ids), dtype=np.int64)
-    rows[order] = np.arange(1, len(ids) + 1)
-    vectors = place.empty(view.name, 1 + len(ids), len(oov))
-    vectors[0] = oov
+    before, dim = first.shape
+    rows[order] = np.arange(before, before + len(ids))
+    vectors = place.empty(view.name, before + len(ids), dim)
+    vectors[:before] = first
     at = at[order]
-    size = max(1, SLICE_BYTES // (4 * len(oov)))
+    size = max(1, SLICE_BYTES // (4 * dim))
     for start in range(0, len(at), size):
         read = matrix(history.values(at[start : start + size], [EMBEDDING])[EMBEDDING])
-        if read is None or read.shape[1] != len(oov):
-            raise ValueError(f"history of {view.name!r} holds vectors that are not of {len(oov)} floats")
-        vectors[1 + start : 1 + start + len(read)] = read
+        if read is None or read.shape[1] != dim:
+            raise ValueError(f"history of {view.name!r} holds vectors that are not of {dim} floats")
+        vectors[before + start : before + start + len(read)] = read
     return vectors, rows
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
@@ -50,6 +51,10 @@ class History(Protocol):
 
     def values(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """The columns of the rows at `positions` (M,), which are ascending and distinct."""
+        ...
+
+    def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
+        """`columns` of the rows whose `column` is `value`, by position; those of `times` in microseconds of UTC."""
         ...
 
 
@@ -95,6 +100,13 @@ class PartsHistory:
         empty = pa.schema([self._schema.field(c) for c in columns]).empty_table()
         return pa.concat_tables([empty, *found])
 
+    def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
+        # Row groups whose least value is greater are not read.
+        dataset = ds.FileSystemDataset(self._fragments, self._schema, self._format)
+        with self._gone_is_not_found():
+            table = dataset.scanner(columns=list(columns), filter=ds.field(column) == value).to_table()
+        return in_utc(table, times)
+
     @contextmanager
     def _gone_is_not_found(self) -> Iterator[None]:
         """S3 answers some other error where an object goes between being opened and being read."""
@@ -133,6 +145,10 @@ class TableHistory:
 
     def values(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         return take(self.table.select(list(columns)), positions)
+
+    def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
+        found = self.table.filter(pc.equal(self.table[column], value))
+        return in_utc(found.select(list(columns)), times)
 
 
 def in_utc(table: pa.Table, times: Sequence[str]) -> pa.Table:

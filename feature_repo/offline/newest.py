@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 from feast import FeatureStore
 
 from encoders.spec import EncoderSpec
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline.columns import TIME, Columns
 from feature_repo.offline.parts import TIE, current, folder_of, history_schema
 
@@ -62,7 +63,7 @@ def write_newest(store: FeatureStore, spec: EncoderSpec, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as spilled, duckdb.connect() as connection:
             connection.execute(f"SET memory_limit = '{MEMORY}'")
             connection.execute(f"SET temp_directory = {_literal(spilled)}")
-            connection.register("history", dataset.scanner(columns=read).to_reader())
+            connection.register("history", dataset.scanner(columns=read, filter=read[KEY] != OOV_KEY).to_reader())
             try:
                 connection.execute(f"COPY ({NEWEST}) TO {_literal(str(beside))} (FORMAT parquet, COMPRESSION zstd)")
                 break

@@ -10,7 +10,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
 from numpy.typing import NDArray
 
-from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id
+from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id, oov_zeros
 from feature_repo.online.columns import Column, Vectors, matrix
 from feature_repo.online.reads import Row
 from feature_repo.online.rows import from_micros
@@ -88,8 +88,8 @@ def embeddings(
     rows: Mapping[bytes, Row],
     oldest: int,
 ) -> Embeddings:
-    """One answer a key, in order; a row is visible when it is whole and not before `oldest` (µs)."""
-    answer = all_missing(view, shape.dim, len(keys), Status.OOV)
+    """One answer a key, in order, zeros for none; a row is visible when it is whole and not before `oldest` (µs)."""
+    answer = all_missing(oov_zeros(view, shape.dim), len(keys), Status.OOV)
     whole = _whole(stored, rows)
     event_time = _bigints(row[1] for _, row in whole)
     if event_time.size and event_time.min() < oldest:

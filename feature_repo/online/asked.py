@@ -10,10 +10,12 @@ from feast.field import Field
 from feast.types import Array, Float32, Float64, String
 from numpy.typing import NDArray
 
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.online.columns import ValueRefused
 from feature_repo.online.filters import Filter, Matcher, keys, matcher
 from feature_repo.online.metrics import Metric, metric
 from feature_repo.online.table import OnlineTable
+from feature_repo.online.views import text_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Search:
         texts: the string features.
         top_k: rows at most.
         oldest: event time in µs before which a row counts as missing.
+        hidden: the key of a row that no search finds, the OOV embedding of an encoder's view.
     """
 
     table: OnlineTable
@@ -50,6 +53,7 @@ class Search:
     texts: tuple[str, ...]
     top_k: int
     oldest: int
+    hidden: bytes | None
 
     @classmethod
     def of(
@@ -103,6 +107,7 @@ class Search:
             texts=texts,
             top_k=top_k,
             oldest=oldest,
+            hidden=text_key(next(iter(join_keys)), OOV_KEY) if len(join_keys) == 1 else None,
         )
 
     def why_no_index(self, *, vector_enabled: bool, most: int) -> str | None:

@@ -168,7 +168,7 @@ def _select(search: Search) -> str:
 
 def _best(search: Search, best: list[Found], rows: Sequence[Row]) -> list[Found]:
     """The best of those found so far and of these rows, at most `top_k`, in order."""
-    rows = [row for row in rows if from_bigint(row[1] or b"") >= search.oldest]
+    rows = [row for row in rows if from_bigint(row[1] or b"") >= search.oldest and row[0] != search.hidden]
     far = distances_of(search, rows)
     new: list[Found] = []
     for at in np.argsort(far, kind="stable"):  # NaN last

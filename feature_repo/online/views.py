@@ -15,6 +15,7 @@ from feast.protos.feast.types.Value_pb2 import Value, ValueType
 
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import TAG_PREFIX, EncoderSpec
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.online.table import OnlineTable
 
 FIRST_EVENT = -(2**63)  # no row is older
@@ -48,7 +49,7 @@ class OnlineView:
 
     def serialize_text(self, join_key: str, text: str) -> bytes:
         """As `serialize`, of a key that is one text."""
-        if self.encoder is not None:
+        if self.encoder is not None and text != OOV_KEY:
             text = canonical_key(self.encoder, text)
         return text_key(join_key, text)
 

@@ -101,12 +101,17 @@ class FakeClient:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def lookup(self, view: str, keys: Sequence[str], timeout: float) -> Answer:
+    def lookup_many(
+        self, views: Sequence[str], columns: Mapping[str, Sequence[str]], timeout: float
+    ) -> dict[str, Answer]:
+        return {view: self._answer(view, columns["image_url" if "image" in view else "text"]) for view in views}
+
+    def _answer(self, view: str, keys: Sequence[str]) -> Answer:
         status = np.array([Status.OOV if "secrets" in key else Status.HIT for key in keys], np.uint8)
         return Answer(
             vectors=np.ones((len(keys), self._dims[view]), np.float32),
             status=status,
-            embedding_id=np.zeros(len(keys), np.int64),
+            embedding_id=np.arange(len(keys)),
             event_time=np.zeros(len(keys), np.int64),
             failures={},
             weights="seeded:0",
@@ -138,6 +143,7 @@ def test_a_model_whose_components_are_encoders_ranks(folder: Path, run: Path, mo
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert found["candidates"][0]["score"] > found["candidates"][0]["ctr"]
+    assert set(found["candidates"][0]["embedding_id"]) == {"ctr_image__v1", "ctr_text__v1"}
     table = embark(*asked)
     assert f"{len(shown)} candidates in" in table.stdout
     assert "text OOV" in table.stdout

@@ -13,6 +13,7 @@ from feast import Entity, FeatureStore, FeatureView
 from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline.compaction import compact_history
 from feature_repo.offline.newest import HistoryUnreadable, write_newest
 from feature_repo.offline_store import EmbeddingOfflineStore, ensure_readable
@@ -134,6 +135,7 @@ def test_stock_feast_reads_a_removal_as_nulls(store: FeatureStore, tmp_path: Pat
 def test_the_newest_events_are_those_that_were_not_removed(store: FeatureStore, tmp_path: Path) -> None:
     append(store, ["kept"], [-5], [30], [7])  # a late event: an older one
     append(store, ["kept"], [0], [31], [8])  # the same event, embedded again
+    append(store, [OOV_KEY], [30], [30], [9])  # set by the view's owner: nothing to embed
     write_newest(store, SPEC, tmp_path / "keys" / "found.parquet")
     found = pq.read_table(tmp_path / "keys" / "found.parquet")
     times = found["event_time"].cast(pa.timestamp("us", tz="UTC"))

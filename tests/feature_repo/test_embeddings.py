@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import OOV_KEY, Status, all_missing, embedding_id
+from feature_repo.embeddings import OOV_KEY, Status, all_missing, embedding_id, oov_zeros
 from serving import embark_pb2
 
 SPEC = EncoderSpec(name="tiny", version="v1", modality="text", dim=4, network="text_lstm", pinned="seeded:0")
@@ -38,7 +38,7 @@ def test_an_id_does_not_depend_on_how_the_vector_lies_in_memory() -> None:
 
 
 def test_what_is_missing_is_answered_with_the_oov_row_and_its_own_id() -> None:
-    missing = all_missing(SPEC.view, SPEC.dim, 3, Status.UNAVAILABLE)
+    missing = all_missing(oov_zeros(SPEC.view, SPEC.dim), 3, Status.UNAVAILABLE)
     assert missing.vectors.shape == (3, 4)
     assert not missing.vectors.any()
     assert set(missing.status) == {Status.UNAVAILABLE}

@@ -15,13 +15,15 @@ from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Stri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.online.asked import Search, words_of
 from feature_repo.online.columns import ValueRefused, column
 from feature_repo.online.filters import keys, matcher, restrictions
 from feature_repo.online.indexes import changes
 from feature_repo.online.metrics import COSINE, INNER_PRODUCT, L1, L2, Metric, distances, metric
+from feature_repo.online.search import _best
 from feature_repo.online.table import OnlineTable
-from feature_repo.online.views import FIRST_EVENT
+from feature_repo.online.views import FIRST_EVENT, text_key
 
 VECTOR = Field(name="embedding", dtype=Array(Float32), vector_length=3, vector_index=True, vector_search_metric="L2")
 TYPES = {"n": Int64, "m": Int32, "f": Float32, "d": Float64, "b": Bool, "t": UnixTimestamp, "s": String, "raw": Bytes}
@@ -54,6 +56,12 @@ def asked(*fields: Field, **given: Any) -> Search:
 
 def is_(kind: Any, key: str, value: Any) -> ComparisonFilter:
     return ComparisonFilter(type=kind, key=key, value=value)
+
+
+def test_a_search_finds_no_oov_embedding() -> None:
+    search, vector = asked(VECTOR), np.array([1, 2, 3], dtype=">f4").tobytes()
+    rows = [(text_key("item", key), bytes(8), None, vector) for key in (OOV_KEY, "cup")]
+    assert [found.row[0] for found in _best(search, [], rows)] == [text_key("item", "cup")]
 
 
 # Filters

@@ -19,9 +19,11 @@ from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
 from feature_repo.views import encoder_specs
 from materializer.archive import EmbeddedBatch, FeastArchive
+from materializer.oov import set_oov
 from serving.archive import EmbeddingArchive
 from serving.freshness import apply
 from serving.hot_cache import HotCaches
+from serving.oov import OovRefresh
 from serving.requests import MemoryRequests
 from serving.store_reads import StoreReads
 from training.history import historical_embeddings
@@ -35,6 +37,8 @@ START = 1_767_268_800 * SECOND  # 2026-01-01 12:00 UTC
 TICKS, LOOKED_UP = 50, 20
 KEYS = [f"title {i}" for i in range(40)]
 MOST_TICKS = 4  # from history to the online store
+OOV_SET = (15, 35)  # ticks
+OOV_FOLLOWED = 2  # ticks later by EmbArk
 
 
 @pytest.fixture
@@ -86,6 +90,19 @@ def embedded(draw: np.random.Generator, spec: EncoderSpec, tick: int) -> Embedde
     )
 
 
+@dataclass(frozen=True, slots=True)
+class At:
+    """The clock of a tick."""
+
+    tick: int
+
+    def now(self) -> int:
+        return START + self.tick * SECOND
+
+    def monotonic(self) -> float:
+        return float(self.tick)
+
+
 def live_through(store: FeatureStore) -> tuple[list[LookUp], list[OnItsWay]]:
     """Simulated time: keys are embedded, embedded again and fail, and are looked up in between, half a tick later."""
     draw = np.random.default_rng(3)
@@ -97,7 +114,8 @@ def live_through(store: FeatureStore) -> tuple[list[LookUp], list[OnItsWay]]:
         # A busy machine is slow, and no outage.
         directory = EncoderDirectory(lambda: encoder_specs(store))
         archive = EmbeddingArchive(directory, reads, MemoryRequests(), caches, budget=60.0)
-        lived = simulated(spec, draw, writes, archive, marks, caches)
+        oov = OovRefresh(directory, rows, caches)
+        lived = simulated(spec, draw, writes, archive, marks, caches, oov, rows)
     assert caches.of(spec).counts.hits > LOOKED_UP  # the caches answered, too
     return lived
 
@@ -109,6 +127,8 @@ def simulated(
     archive: EmbeddingArchive,
     marks: CassandraFailureMarks,
     caches: HotCaches,
+    oov: OovRefresh,
+    rows: FeastOnlineRows,
 ) -> tuple[list[LookUp], list[OnItsWay]]:
     looked_up: list[LookUp] = []
     on_its_way: list[OnItsWay] = []
@@ -126,7 +146,13 @@ def simulated(
         # 3. some cannot be embedded
         if tick % 10 == 0:
             marks.mark(VIEW, dict.fromkeys(draw.choice(KEYS[30:], size=2), "NotFound: planted"))
-        # 4. a ranker asks, also with keys that are not canonical
+        # 4. the view's owner sets what is answered for what is missing
+        if tick in OOV_SET:
+            vector = draw.standard_normal(spec.dim, dtype=np.float32)
+            set_oov(spec, vector, writes, rows, At(tick))
+        if tick - OOV_FOLLOWED in OOV_SET:
+            oov.refresh()
+        # 5. a ranker asks, also with keys that are not canonical
         keys = [str(key) for key in draw.choice(KEYS, size=LOOKED_UP)]
         answer = archive.lookup(VIEW, [f" {key}" if i % 3 else key for i, key in enumerate(keys)])
         looked_up += [
@@ -140,6 +166,7 @@ def test_training_reads_the_very_bytes_that_serving_answered(store: FeatureStore
     looked_up, on_its_way = live_through(store)
     assert len(looked_up) == 1000
     assert {each.status for each in looked_up} == {Status.HIT, Status.OOV, Status.FAILED}
+    assert len({each.embedding_id for each in looked_up if each.status == Status.OOV}) == 1 + len(OOV_SET)
     log = Impressions.of(
         pd.DataFrame(
             {
@@ -156,7 +183,7 @@ def test_training_reads_the_very_bytes_that_serving_answered(store: FeatureStore
     for i, each in enumerate(looked_up):
         assert logged.of(slice(i, i + 1)).tobytes() == each.vector.tobytes(), each
         assert (logged.status[i] == Status.HIT) == (each.status == Status.HIT), each
-    # As served: all but those whose key was in history and not online yet.
+    # As served: all but those whose key, or whose OOV embedding, was in history and not answered yet.
     served = historical_embeddings(store, log, [VIEW], "as_served")[VIEW]
     equal = np.array(
         [served.of(slice(i, i + 1)).tobytes() == each.vector.tobytes() for i, each in enumerate(looked_up)]
@@ -164,6 +191,7 @@ def test_training_reads_the_very_bytes_that_serving_answered(store: FeatureStore
     propagating = np.array(
         [any(e.key in w.batch.keys and w.created <= e.tick < w.visible for w in on_its_way) for e in looked_up]
     )
+    propagating |= [e.status != Status.HIT and any(0 <= e.tick - s < OOV_FOLLOWED for s in OOV_SET) for e in looked_up]
     assert equal[~propagating].all()
     assert not equal[propagating].all()  # a delay there was, or this would prove nothing
     assert propagating.mean() < 0.5

@@ -17,7 +17,7 @@ from embark.servers import LocalServers
 from encoders.client import memory_vector
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
-from feature_repo.embeddings import OOV_KEY, Status, embedding_id, oov_vector
+from feature_repo.embeddings import Status, embedding_id, oov_zeros
 from feature_repo.failures import CassandraFailureMarks, MemoryFailureMarks
 from feature_repo.online.table import table_name
 from feature_repo.online_rows import FeastOnlineRows
@@ -178,7 +178,7 @@ def test_feast_answers_defaults_and_keeps_its_status(
     assert statuses == ["PRESENT", "NOT_FOUND", "NOT_FOUND"]
     names = list(proto.metadata.feature_names.val)
     ids = [v.int64_val for v in proto.results[names.index(f"{prefix}embedding_id")].values]
-    assert ids[1] == embedding_id(spec.view, OOV_KEY, 0, oov_vector(spec.dim))
+    assert ids[1] == oov_zeros(spec.view, spec.dim).embedding_id
     assert requests.requests == [(TEXT_VIEW, "dog")]  # canonical; the bad key can be none
 
 

@@ -12,7 +12,7 @@ from feast.types import String
 from feast.value_type import ValueType
 
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id
+from feature_repo.embeddings import Embeddings, RowVersion, Status, all_missing, embedding_id, oov_zeros
 from feature_repo.offline_store import part_schema
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import feature_view
@@ -34,7 +34,7 @@ class FeastRows:
         self.store = store
 
     def read(self, spec: EncoderSpec, keys: Sequence[str]) -> Embeddings:
-        rows = all_missing(spec.view, spec.dim, len(keys), Status.OOV)
+        rows = all_missing(oov_zeros(spec.view, spec.dim), len(keys), Status.OOV)
         entities = [EntityKey(join_keys=[spec.join_key], entity_values=[Value(string_val=key)]) for key in keys]
         view = self.store.get_feature_view(spec.view)
         answers = self.store._get_provider().online_read(self.store.config, view, entities)

@@ -2,13 +2,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory, UnknownView
-from feature_repo.embeddings import OOV_KEY, Embeddings, Status, embedding_id, oov_vector
+from feature_repo.embeddings import Embeddings, Status, oov_zeros
 from feature_repo.failures import MemoryFailureMarks
 from feature_repo.session import StoreUnavailable
 from serving.archive import EmbeddingArchive
@@ -37,7 +38,7 @@ def test_a_missing_key_is_answered_oov_and_asked_for() -> None:
     answer = parts.archive.lookup(TEXT.view, ["cat"])
     assert list(answer.status) == [Status.OOV]
     assert not answer.vectors.any()
-    assert answer.embedding_id[0] == embedding_id(TEXT.view, OOV_KEY, 0, oov_vector(TEXT.dim))
+    assert answer.embedding_id[0] == oov_zeros(TEXT.view, TEXT.dim).embedding_id
     assert parts.requests.requests == [(TEXT.view, "cat")]
 
 
@@ -150,7 +151,7 @@ def test_what_the_store_has_not_answered_in_time_is_unavailable_and_not_asked_fo
 def test_hits_are_answered_in_time_though_the_store_is_not() -> None:
     archive, rows, _ = gated(budget=20)
     rows.gate.set()
-    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    rows.rows[TEXT.view, "cat"] = (7, 8, np.ones(TEXT.dim, dtype=np.float32))
     archive.lookup(TEXT.view, ["cat"])
     rows.gate.clear()
     assert archive.lookup(TEXT.view, ["cat", "dog"], seconds=0.05).status.tolist() == [Status.HIT, Status.UNAVAILABLE]
@@ -159,7 +160,7 @@ def test_hits_are_answered_in_time_though_the_store_is_not() -> None:
 
 def test_a_read_that_comes_too_late_is_a_hit_of_the_next_look_up() -> None:
     archive, rows, _ = gated()
-    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    rows.rows[TEXT.view, "cat"] = (7, 8, np.ones(TEXT.dim, dtype=np.float32))
     assert archive.lookup(TEXT.view, ["cat"], seconds=0.01).status.tolist() == [Status.UNAVAILABLE]
     rows.gate.set()
     assert archive.lookup(TEXT.view, ["cat"]).status.tolist() == [Status.HIT]
@@ -168,7 +169,7 @@ def test_a_read_that_comes_too_late_is_a_hit_of_the_next_look_up() -> None:
 
 def test_a_key_is_read_once_however_many_ask_for_it_at_once() -> None:
     archive, rows, _ = gated()
-    rows.rows[TEXT.view, "b"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    rows.rows[TEXT.view, "b"] = (7, 8, np.ones(TEXT.dim, dtype=np.float32))
     answers: dict[str, Embeddings] = {}
 
     def ask(keys: str) -> None:
@@ -190,7 +191,7 @@ def test_a_key_is_read_once_however_many_ask_for_it_at_once() -> None:
 
 def test_an_event_loop_is_answered_alike_and_never_held_up() -> None:
     archive, rows, requests = gated()
-    rows.rows[TEXT.view, "cat"] = (7, 8, oov_vector(TEXT.dim) + 1)
+    rows.rows[TEXT.view, "cat"] = (7, 8, np.ones(TEXT.dim, dtype=np.float32))
 
     async def ask() -> tuple[Embeddings, Embeddings]:
         slow = asyncio.create_task(archive.answer(TEXT.view, ["cat", "dog"]))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +19,15 @@ from feast.types import Float64
 from embark.servers import free_port
 from encoders.client import memory_vector
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import OOV_KEY, embedding_id, oov_vector
+from feature_repo.embeddings import OOV_KEY, embedding_id, oov_zeros
 from feature_repo.failures import FailureMarks, MemoryFailureMarks
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
 from serving.feature_store import EmbArkFeatureStore
 from serving.memory import DownMarks
+from serving.oov import REFRESH_SECONDS
 from serving.requests import MemoryRequests
+from tests.serving.fakes import Clock
 
 ROOT = Path(__file__).parent.parent.parent
 URL = "http://a.example/x.jpg"
@@ -110,8 +113,10 @@ def requests() -> MemoryRequests:
 
 @pytest.fixture
 def opened(repo: Path, requests: MemoryRequests) -> Opened:
-    def open_one(marks: FailureMarks | None = None) -> EmbArkFeatureStore:
-        return EmbArkFeatureStore(repo_path=str(repo), requests=requests, marks=marks or MemoryFailureMarks({}))
+    def open_one(marks: FailureMarks | None = None, clock: Callable[[], float] = time.monotonic) -> EmbArkFeatureStore:
+        return EmbArkFeatureStore(
+            repo_path=str(repo), requests=requests, marks=marks or MemoryFailureMarks({}), clock=clock
+        )
 
     return open_one
 
@@ -206,10 +211,27 @@ def test_the_oov_embedding_has_its_own_id_and_no_content_hash(opened: Opened) ->
     proto = opened().get_online_features(features, [{"text": "dog"}]).proto
     names = list(proto.metadata.feature_names.val)
     spec = encoder_specs(opened())[TEXT.view]
-    assert proto.results[names.index("embedding_id")].values[0].int64_val == embedding_id(
-        TEXT.view, OOV_KEY, 0, oov_vector(spec.dim)
-    )
+    assert proto.results[names.index("embedding_id")].values[0].int64_val == oov_zeros(TEXT.view, spec.dim).embedding_id
     assert proto.results[names.index("content_hash")].values[0].WhichOneof("val") is None
+
+
+def test_the_oov_embedding_that_was_set_is_answered_with_its_id(opened: Opened) -> None:
+    clock = Clock()
+    store = opened(clock=clock)
+    ask = [f"{PHOTO.view}:embedding", f"{PHOTO.view}:embedding_id"]
+    new = {"image_url": ["http://a.example/unseen.jpg", SIGNED]}
+    assert column(store.get_online_features(ask, new).proto, "embedding")[0][0] == [0.0] * PHOTO.dim
+    archive(store, PHOTO.view, OOV_KEY)
+    assert column(store.get_online_features(ask, new).proto, "embedding")[0][0] == [0.0] * PHOTO.dim  # until read anew
+    clock.now += REFRESH_SECONDS
+    proto = store.get_online_features(ask, new).proto
+    vectors, told = column(proto, "embedding")
+    was_set = memory_vector(PHOTO.view + OOV_KEY, PHOTO.dim)
+    assert np.array_equal(np.array(vectors[0], dtype=np.float32), was_set)
+    assert not np.array_equal(np.array(vectors[1], dtype=np.float32), was_set)
+    assert told == ["NOT_FOUND", "PRESENT"]
+    ids = proto.results[list(proto.metadata.feature_names.val).index("embedding_id")].values
+    assert ids[0].int64_val == embedding_id(PHOTO.view, OOV_KEY, 1_700_000_000_000_000, was_set)
 
 
 def test_a_repeated_key_is_asked_for_once_and_a_failed_one_never(opened: Opened, requests: MemoryRequests) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
 from serving.allocation import keep_freed_memory
 from serving.eviction import S3Fifo
 from serving.floors import FLOOR_SECONDS, Floors
@@ -23,7 +23,7 @@ def cache_of(capacity: int, clock: Clock | None = None, floors: Floors | None = 
 
 def rows(keys: Sequence[str], event_time: int = 7) -> Embeddings:
     """A read that found all keys: vectors of the number in the key, id ten times as much."""
-    read = all_missing(TEXT.view, TEXT.dim, len(keys), Status.HIT)
+    read = all_missing(oov_zeros(TEXT.view, TEXT.dim), len(keys), Status.HIT)
     for i, key in enumerate(keys):
         read.vectors[i] = float(key)
         read.embedding_id[i] = int(key) * 10

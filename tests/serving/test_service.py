@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import serving
 from embark.servers import free_port
 from encoders.spec import EncoderSpec
-from feature_repo.embeddings import Embeddings, Status, all_missing
+from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
 from feature_repo.failures import MemoryFailureMarks
 from serving.client import (
     Answer,
@@ -139,7 +139,7 @@ class SlowArchive:
         self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
     ) -> Embeddings:
         await asyncio.sleep(5)
-        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+        return all_missing(oov_zeros(TEXT.view, TEXT.dim), len(keys), Status.OOV)
 
 
 class BusyArchive(SlowArchive):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feature_repo.embeddings import OOV_KEY
 from tests.training.archive import IMAGE, TEXT, Archived, Embedded
 from tests.training.logs import write_log
 from training.archived import HistoryArchive
@@ -24,6 +25,8 @@ def test_archived_embeddings_are_trained_on_and_missing_ones_are_oov(config: Con
     # embedded before any of the impressions; the last three items never were
     known = [f"https://shop.example/{i}.png" for i in range(13)]
     archived.push(IMAGE, [Embedded(key, -90_000, -89_000, i / 10) for i, key in enumerate(known)])
+    # the OOV embedding changes while they are shown: all of them are OOV
+    archived.push(IMAGE, [Embedded(OOV_KEY, at, at, value) for at, value in ((-80_000, 50.0), (-43_100, 60.0))])
     history = HistoryArchive.of(archived.store, config)
     material = prepare(config, history)
     assert material.dims == {"image": 3}

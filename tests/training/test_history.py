@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_repo.embeddings import Status, all_missing
+from feature_repo.embeddings import OOV_KEY, Status, oov_zeros
 from tests.training.archive import IMAGE, NOON, SECOND, TEXT, Archived, Embedded, slow_reading
 from training.history import Reading, historical_embeddings
 from training.impressions import Impressions, ImpressionsError
@@ -35,13 +35,20 @@ def impressions_of(asked: list[tuple[str | None, int]], **columns: object) -> Im
 
 
 def logged(rows: list[Embedded | None]) -> pd.Series:
-    oov = int(all_missing(IMAGE.view, IMAGE.dim, 1, Status.OOV).embedding_id[0])
+    oov = oov_zeros(IMAGE.view, IMAGE.dim).embedding_id
     return pd.Series([oov if row is None else row.id(IMAGE) for row in rows], dtype="Int64")
+
+
+OOVS = st.lists(
+    st.builds(Embedded, key=st.just(OOV_KEY), event=SECONDS, created=SECONDS, value=st.sampled_from([7.0, 8.0])),
+    max_size=3,
+)
 
 
 @settings(max_examples=40)
 @given(
     rows=ROWS,
+    oovs=OOVS,
     parts=st.integers(1, 3),
     asked=ASKED,
     reading=st.sampled_from(["as_served", "as_of_content", "as_logged"]),
@@ -51,6 +58,7 @@ def logged(rows: list[Embedded | None]) -> pd.Series:
 def test_every_reading_gives_the_bytes_that_a_slow_reading_of_its_rules_gives(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[Embedded],
+    oovs: list[Embedded],
     parts: int,
     asked: list[tuple[str | None, int]],
     reading: Reading,
@@ -59,24 +67,28 @@ def test_every_reading_gives_the_bytes_that_a_slow_reading_of_its_rules_gives(
 ) -> None:
     archived = Archived.at(tmp_path_factory.mktemp("readings"), [IMAGE])
     for part in range(parts):
-        archived.push(IMAGE, rows[part::parts])
+        archived.push(IMAGE, (rows + oovs)[part::parts])
     columns = {}
     if reading == "as_logged":  # anything that a look-up may have answered
-        expected = [choice.choice([*(r for r in rows if r.key == key), None]) for key, _ in asked]  # type: ignore[attr-defined]
+        expected = [choice.choice([*(r for r in rows if r.key == key), *oovs, None]) for key, _ in asked]  # type: ignore[attr-defined]
         columns[f"{IMAGE.view}__embedding_id"] = logged(expected)
     else:
-        expected = [slow_reading(rows, key, moment, reading, IMAGE) for key, moment in asked]
+        expected = [
+            slow_reading(rows, key, moment, reading, IMAGE) or slow_reading(oovs, OOV_KEY, moment, reading, IMAGE)
+            for key, moment in asked
+        ]
     impressions = impressions_of(asked, **columns)
     read = historical_embeddings(archived.store, impressions, "ctr", reading, batch_rows=batch_rows)[IMAGE.view]
-    oov = all_missing(IMAGE.view, IMAGE.dim, 1, Status.OOV)
+    oov = oov_zeros(IMAGE.view, IMAGE.dim)
     assert len(read) == len(asked)
     for i, row in enumerate(expected):
-        vector, its_id = (oov.vectors[0], oov.embedding_id[0]) if row is None else (row.vector(IMAGE), row.id(IMAGE))
+        vector, its_id = (oov.vector, oov.embedding_id) if row is None else (row.vector(IMAGE), row.id(IMAGE))
         assert read.vectors[read.rows[i]].tobytes() == vector.tobytes()
         assert read.embedding_id[read.rows[i]] == its_id
-        assert read.status[i] == (Status.OOV if row is None else Status.HIT)
+        assert read.status[i] == (Status.OOV if row is None or row.key == OOV_KEY else Status.HIT)
     assert len(np.unique(read.embedding_id)) == len(read.vectors)  # each vector once
-    later = [row for row, (_, moment) in zip(expected, asked, strict=True) if row is not None and row.event > moment]
+    embedded = [(row, at) for row, (_, at) in zip(expected, asked, strict=True) if row is not None and row in rows]
+    later = [row for row, moment in embedded if row.event > moment]
     assert read.fell_back == (len(later) if reading == "as_of_content" else 0)
 
 

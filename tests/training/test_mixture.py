@@ -71,8 +71,19 @@ def test_mean_deviation_quantiles_and_bound_are_those_of_the_density() -> None:
     assert mean == pytest.approx(ctr.mean(), rel=0.01)
     assert deviation == pytest.approx(ctr.std(), rel=0.01)
     assert density.ucb(2.0).item() == pytest.approx(mean + 2 * deviation)
-    for share in (0.05, 0.5, 0.95):
-        assert density.quantile(share).item() == pytest.approx(np.quantile(ctr, share), rel=0.01)
+    shares = (0.05, 0.5, 0.95)
+    assert density.quantiles(*shares)[:, 0].tolist() == pytest.approx(np.quantile(ctr, shares), rel=0.01)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 999), st.floats(0.001, 0.999))
+def test_a_quantile_has_its_share_of_each_density_below_it(seed: int, share: float) -> None:
+    draw = np.random.default_rng(seed)
+    weights, means, sigmas = draw.dirichlet([1, 1, 1], 5), draw.normal(-2, 3, (5, 3)), draw.uniform(0.01, 3, (5, 3))
+    densities = Mixture(*(torch.from_numpy(each) for each in (np.log(weights), means, sigmas)))
+    ctr = densities.quantiles(0.5, share)[1].numpy()
+    below = (weights * norm.cdf((np.log(ctr / (1 - ctr))[:, None] - means) / sigmas)).sum(1)
+    assert below == pytest.approx(share, abs=1e-4)
 
 
 def fitted(noise: Noise, input_ND: torch.Tensor, clicks_N: torch.Tensor, impressions_N: torch.Tensor) -> MixtureHead:

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from tests.training.logs import impressions, write_log
-from training.config import Config, load_config, parse
+from training.config import Config, parse
 from training.examples import OOV_ROW, examples
 from training.inputs import inputs
 from training.predict import nll, predict
-from training.prepare import held_out, prepare
+from training.prepare import Material, held_out, prepare
 from training.saved import CHECKPOINT, MODEL, ModelError, load_model, read_whole
-from training.train import train
-
-ROOT = Path(__file__).parent.parent.parent
+from training.threads import one_thread
+from training.train import Unwatched, train
 
 
 @pytest.fixture(scope="module")
@@ -112,45 +111,47 @@ def test_a_run_that_is_stopped_in_an_epoch_ends_with_equal_weights(config: Confi
     assert again.curve == second.curve
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from training.config import load_config, parse
-from training.prepare import prepare
-from training.train import Unwatched, train
-
-folder, run = map(Path, sys.argv[1:])
-values = load_config(folder / "slow.toml").model_dump()
-config = parse(values)
-
+@dataclass
 class Told(Unwatched):
-    def batch(self, epoch, done, of, loss):
-        print(epoch, done, flush=True)
+    """Writes a line a batch: its epoch, and how many of it are done."""
 
-train(config, prepare(config), run, watch=Told())
-"""
+    to: int
+
+    def batch(self, epoch: int, done: int, of: int, loss: float) -> None:
+        os.write(self.to, f"{epoch} {done}\n".encode())
+
+
+def train_until_killed(config: Config, material: Material, run: Path, line: str) -> None:
+    """Trains in a process of its own, which is killed when it tells that line. Forked: to import torch takes longer."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other tests' threads: the child uses none of theirs
+        child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # as torch's own data loaders do
+            train(config, material, run, watch=Told(write))
+        finally:
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read) as told:
+        for each in told:
+            if each.strip() == line:
+                break
+        os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_a_run_that_is_killed_ends_with_equal_weights(config: Config, tmp_path: Path) -> None:
-    assert config.data.images is not None
-    folder = config.data.images.parent
-    text = (folder / "ctr.toml").read_text().replace("batch_size = 64", "batch_size = 8\ncheckpoint_seconds = 0")
-    (folder / "slow.toml").write_text(text.replace("width = 16", "width = 16\ndropout = 0.2"))
-    slow = with_training(load_config(folder / "slow.toml"), checkpoint_seconds=60)
+    slow = with_training(config.changed(dropout=0.2), batch_size=8)
     run = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(folder), str(run)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("2 4"):  # in the middle of the second epoch, while checkpoints are being written
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+    # in the middle of the second epoch, while checkpoints are being written
+    train_until_killed(with_training(slow, checkpoint_seconds=0), prepare(slow), run, "2 4")
     material = prepare(slow)
-    resumed = train(slow, material, run)
-    assert resumed.resumed_at > 0
-    train(slow, material, tmp_path / "whole")
+    with one_thread():
+        resumed = train(slow, material, run)
+        assert resumed.resumed_at > 0
+        train(slow, material, tmp_path / "whole")
     assert_equal(weights(tmp_path / "whole"), weights(run))
     assert_equal(weights(tmp_path / "whole", MODEL), weights(run, MODEL))
 
