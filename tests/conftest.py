@@ -24,3 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SEED",
         help="what `-m chaos` plants, kills and when follows from it; may be given several times (default: 1)",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that needs the servers goes to one process, one test after the other: they are started once."""
+    for item in items:
+        if item.get_closest_marker("servers"):
+            item.add_marker(pytest.mark.xdist_group("servers"))
