@@ -34,6 +34,7 @@ class EmbArkStub:
     NOT_FOUND           no such view or feature service; the message lists those known
     INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
     RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    CANCELLED           where the caller did not cancel: the call waited when its server ended, or too many waited; again
     DEADLINE_EXCEEDED   the call came too late to be answered in time
     and nothing else while its store or Kafka is away: those show in the status of each key.
     """
@@ -75,6 +76,7 @@ class EmbArkServicer:
     NOT_FOUND           no such view or feature service; the message lists those known
     INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
     RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    CANCELLED           where the caller did not cancel: the call waited when its server ended, or too many waited; again
     DEADLINE_EXCEEDED   the call came too late to be answered in time
     and nothing else while its store or Kafka is away: those show in the status of each key.
     """
@@ -148,6 +150,7 @@ class EmbArk:
     NOT_FOUND           no such view or feature service; the message lists those known
     INVALID_ARGUMENT    more keys than allowed, or keys that do not fit each other
     RESOURCE_EXHAUSTED  more calls than the server has room for, or more keys a second than the caller may: later again
+    CANCELLED           where the caller did not cancel: the call waited when its server ended, or too many waited; again
     DEADLINE_EXCEEDED   the call came too late to be answered in time
     and nothing else while its store or Kafka is away: those show in the status of each key.
     """

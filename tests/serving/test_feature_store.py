@@ -279,8 +279,11 @@ def test_a_service_that_is_switched_while_it_is_read_is_read_again(repo: Path, r
     finally:
         store.apply([store.was])
     assert not any(name.startswith(SIGNS.view) for name in proto.metadata.feature_names.val)
+    alone = EmbArkFeatureStore(repo_path=str(repo), requests=MemoryRequests(), marks=MemoryFailureMarks({}))
+    asked = {"image_url": ["http://a.example/unknown.jpg"]}
+    photos, _ = column(alone.get_online_features([f"{PHOTO.view}:embedding"], asked).proto, "embedding")
     vectors, statuses = column(proto, f"{PHOTO.view}__embedding")
     assert np.array_equal(np.array(vectors[0], dtype=np.float32), memory_vector(PHOTO.view + SIGNED, 576))
     assert statuses == ["PRESENT", "NOT_FOUND"]
-    assert vectors[1] == [0.0] * 576  # filled: of this view, not of the one before
+    assert vectors[1] == photos[0]  # filled: of this view, not of the one before
     assert requests.requests == [(PHOTO.view, "http://a.example/new.jpg?sig=2")]  # nothing of the view before

@@ -149,7 +149,7 @@ class BusyArchive(SlowArchive):
         self, view: str, keys: Sequence[str], seconds: float | None = None, room: object = None
     ) -> Embeddings:
         time.sleep(0.2)
-        return all_missing(TEXT.view, TEXT.dim, len(keys), Status.OOV)
+        return all_missing(oov_zeros(TEXT.view, TEXT.dim), len(keys), Status.OOV)
 
 
 def test_calls_that_come_faster_than_they_are_looked_at_are_refused_and_the_server_goes_on() -> None:
