@@ -134,26 +134,34 @@ class DirectWrites:
             count = max(0, min(len(statements), connection.max_request_id - connection.in_flight))
             requests = [connection.get_request_id() for _ in range(count)]
             connection.in_flight += count
-        handler = self._session.client_protocol_handler
         now = time.monotonic()
         messages, message = [], self._message(statements[0][1])
         for (position, statement), request in zip(statements, requests, strict=False):
             message.query_params = statement.values
-            messages.append(
-                handler.encode_message(
-                    message,
-                    request,
-                    connection.protocol_version,
-                    compressor=connection.compressor,
-                    allow_beta_protocol_version=connection.allow_beta_protocol_version,
-                )
-            )
+            try:
+                messages.append(self._encoded(message, request, connection))
+            except Exception as error:  # noqa: BLE001 - of values that are no bytes
+                with connection.lock:
+                    connection.request_ids.append(request)
+                    connection.in_flight -= 1
+                self._answered(position, error)
+                continue
             self._sent[position] = _Sent(now, pool, connection, request)
             respond = partial(self._respond, position, statement, pool, connection)
-            connection._requests[request] = (respond, handler.decode_message, None)
+            connection._requests[request] = (respond, self._session.client_protocol_handler.decode_message, None)
         if messages:
             connection.push(b"".join(messages))
         return statements[count:]
+
+    def _encoded(self, message: ExecuteMessage, request: int, connection: Any) -> bytes:
+        encoded: bytes = self._session.client_protocol_handler.encode_message(
+            message,
+            request,
+            connection.protocol_version,
+            compressor=connection.compressor,
+            allow_beta_protocol_version=connection.allow_beta_protocol_version,
+        )
+        return encoded
 
     def _message(self, statement: RawBound) -> ExecuteMessage:
         prepared, profile = statement.prepared_statement, self._profile

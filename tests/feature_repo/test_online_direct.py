@@ -37,10 +37,10 @@ class Connection:
         self.protocol_version, self.compressor, self.allow_beta_protocol_version = 4, None, False
         self._is_checksumming_enabled = False
         self._requests: dict[int, tuple[Callable[[Any], None], Any, Any]] = {}
-        self._free = deque(range(self.most))
+        self.request_ids = deque(range(self.most))
 
     def get_request_id(self) -> int:
-        return self._free.popleft()
+        return self.request_ids.popleft()
 
     def push(self, data: bytes) -> None:
         self.pushed.append(data)
@@ -169,6 +169,16 @@ def test_what_has_no_room_is_left_and_the_rest_leaves() -> None:
     told = Told(Pool("a", connection))
     assert told.send(statement(), statement()) == [1]
     assert requests(connection.pushed[0]) == [0]
+
+
+def test_values_that_are_no_bytes_fail_alone() -> None:
+    connection = Connection()
+    told = Told(Pool("a", connection))
+    told.send(statement(b"one"), statement(object()), statement(b"two"))  # type: ignore[arg-type]
+    assert {position: type(error) for position, error in told.answered.items()} == {1: TypeError}
+    assert requests(connection.pushed[0]) == [0, 2]
+    assert connection.in_flight == 2
+    assert 1 in connection.request_ids
 
 
 def test_protocol_5_is_left_to_the_driver_for_its_checksums() -> None:
