@@ -110,7 +110,7 @@ class Rates:
     Attributes:
         embark_hot, embark_cold: keys a second of one EmbArk (`benchmarks.serve`, 8 calls of 500 at a time).
         store_read_us, store_read_us_a_float: of one row of Cassandra (`benchmarks.online_read`, 500 keys).
-        store_writes: rows a second of one Cassandra (`benchmarks.online_write`, the slowest full run).
+        store_writes: rows a second of one Cassandra (`benchmarks.online_write`).
         kfc: embeddings a second that one KFC archives (`benchmarks.materialize`).
         node_bytes: of rows, that a Cassandra holds with room for compaction.
         replicas: of each row.
@@ -121,8 +121,8 @@ class Rates:
     embark_cold: float = 16_216.0
     store_read_us: float = 18.9
     store_read_us_a_float: float = 0.0189
-    store_writes: float = 5_051.0
-    kfc: float = 1_539.0
+    store_writes: float = 9_911.0
+    kfc: float = 2_279.0
     node_bytes: float = 1e12
     row_overhead: float = 250.0  # key, times, ids, index
     replicas: int = 3
