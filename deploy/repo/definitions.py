@@ -2,9 +2,16 @@
 
 from pathlib import Path
 
-from catalog import ENCODERS, HISTORY, KAFKA, S3_ENDPOINT, SERVICES  # Feast puts the repo's folder on the path
-from feature_repo.views import feast_objects
+import catalog  # Feast puts the repo's folder on the path
+from feature_repo.views import HISTORY, feast_objects
 
 globals().update(
-    feast_objects(ENCODERS, SERVICES, kafka=KAFKA, repo=Path(__file__).parent, history=HISTORY, s3_endpoint=S3_ENDPOINT)
+    feast_objects(
+        catalog.ENCODERS,
+        catalog.SERVICES,
+        kafka=catalog.KAFKA,
+        repo=Path(__file__).parent,
+        history=getattr(catalog, "HISTORY", HISTORY),  # a catalog may leave these out
+        s3_endpoint=getattr(catalog, "S3_ENDPOINT", ""),
+    )
 )
