@@ -9,13 +9,14 @@ from feast import FeatureStore
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline.columns import Columns
-from feature_repo.offline.gather import key_codes, matrix
-from feature_repo.offline.history import History, read_whole
+from feature_repo.offline.gather import key_codes
+from feature_repo.offline.history import read_whole
 from feature_repo.offline.point_in_time import last_rows
 from feature_repo.offline.retrieval import open_history, rows_of
-from feature_repo.views import CONTENT_HASH, EMBEDDING, EMBEDDING_ID
-from training.vectors import SLICE_BYTES, MatrixPlace
+from feature_repo.views import CONTENT_HASH, EMBEDDING_ID
+from training.vectors import MatrixPlace, read_into
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,26 +61,19 @@ def _read(store: FeatureStore, spec: EncoderSpec, place: MatrixPlace) -> Archive
     _, codes = key_codes(keys.slice(0, 0), keys)
     rows = rows_of(index, codes, columns, EMBEDDING_ID)
     at = last_rows(rows)
-    at = at[pc.is_valid(index[EMBEDDING_ID]).to_numpy()[at]]  # the last event of the others is their removal
+    # The last event of the others is their removal; and the view's OOV embedding is no item.
+    items = pc.and_(pc.is_valid(index[EMBEDDING_ID]), pc.not_equal(index[key], OOV_KEY))
+    at = at[items.to_numpy()[at]]
+    vectors = place.empty(spec.view, len(at), spec.dim)
+    read_into(vectors, history, spec.view, at)
     chosen = index.select([key, EMBEDDING_ID, CONTENT_HASH]).take(pa.array(at)).combine_chunks()
     return ArchivedItems(
         keys=_one(chosen[key]),
         ids=chosen[EMBEDDING_ID].to_numpy(),
         event=rows.event[at],
         content_hash=_one(pc.fill_null(chosen[CONTENT_HASH].cast(pa.string()), "")),
-        vectors=_vectors(history, spec, at, place),
+        vectors=vectors,
     )
-
-
-def _vectors(history: History, spec: EncoderSpec, at: NDArray[np.int64], place: MatrixPlace) -> NDArray[np.float32]:
-    vectors = place.empty(spec.view, len(at), spec.dim)
-    size = max(1, SLICE_BYTES // (4 * spec.dim))
-    for start in range(0, len(at), size):
-        read = matrix(history.values(at[start : start + size], [EMBEDDING])[EMBEDDING])
-        if read is None or read.shape[1] != spec.dim:
-            raise ValueError(f"history of {spec.view!r} holds vectors that are not of {spec.dim} floats")
-        vectors[start : start + len(read)] = read
-    return vectors
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -189,10 +189,11 @@ def _view_history(
 ) -> ViewHistory:
     """`ids`: (N,) of the impressions."""
     distinct, inverse = np.unique(ids, return_inverse=True)
-    missing = np.isin(distinct, oov.ids)  # (distinct,)
+    oov_ids = oov.ids
+    missing = np.isin(distinct, oov_ids)  # (distinct,)
     # 1. the OOV embedding that stands now, and of those before it the ones that impressions have
-    once = np.unique(oov.ids, return_index=True)[1].tolist()
-    used = [i for i in once if oov.ids[i] != oov.ids[-1] and oov.ids[i] in distinct]
+    once = np.unique(oov_ids, return_index=True)[1].tolist()
+    used = [i for i in once if oov_ids[i] != oov_ids[-1] and oov_ids[i] in distinct]
     standing = oov.answers([len(oov) - 1, *used])
     # 2. all else from history
     vectors, rows_of_known = gather(store, view, distinct[~missing], standing.vectors, place)

@@ -75,14 +75,24 @@ def _gathered(
     rows[order] = np.arange(before, before + len(ids))
     vectors = place.empty(view.name, before + len(ids), dim)
     vectors[:before] = first
-    at = at[order]
+    read_into(vectors[before:], history, view.name, at[order])
+    return vectors, rows
+
+
+def read_into(vectors: NDArray[np.float32], history: Parts, view: str, at: NDArray[np.int64]) -> None:
+    """Reads the vectors of the rows at `at` (V,), ascending and distinct, into `vectors` (V, dim), few at a time.
+
+    Raises:
+        ValueError: a vector of the history has another length.
+        FileNotFoundError: a compaction removed what was being read.
+    """
+    dim = vectors.shape[1]
     size = max(1, SLICE_BYTES // (4 * dim))
     for start in range(0, len(at), size):
         read = matrix(history.values(at[start : start + size], [EMBEDDING])[EMBEDDING])
         if read is None or read.shape[1] != dim:
-            raise ValueError(f"history of {view.name!r} holds vectors that are not of {dim} floats")
-        vectors[before + start : before + start + len(read)] = read
-    return vectors, rows
+            raise ValueError(f"history of {view!r} holds vectors that are not of {dim} floats")
+        vectors[start : start + len(read)] = read
 
 
 def _positions(history: Parts, view: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
+from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline_store import EmbeddingOfflineStore
 from tests.training.archive import IMAGE, NOON, SECOND, TEXT, Archived, table_of
 from tests.training.archive import Embedded as Row
@@ -58,6 +59,7 @@ def test_the_newest_embedding_of_each_key_is_read_and_removed_keys_are_not(tmp_p
         at = removal.column_names.index(name)
         removal = removal.set_column(at, name, pa.nulls(1, removal.schema.field(name).type))
     EmbeddingOfflineStore.offline_write_batch(archive.store.config, archive.views[IMAGE.view], removal, None)
+    archive.push(IMAGE, [Row(OOV_KEY, 3, 3, 6.0)])  # no item
     items = read_items(archive.store, IMAGE, MatrixPlace())
     found = dict(zip(items.keys.to_pylist(), items.vectors[:, 0].tolist(), strict=True))
     assert found == {"a": 4.0, "b": 2.0, "late": 5.0}
