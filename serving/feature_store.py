@@ -35,10 +35,24 @@ class _Named:
     views: tuple[str, ...]
     asked: list[Asked]
 
-    @property
-    def plain(self) -> bool:
-        """Whether no view is an encoder's."""
-        return all(each.spec is None for each in self.asked)
+    def keyed(self, entity_rows: Any) -> "_Keyed | None":
+        """Entity rows with canonical keys; None where no view is an encoder's, or there are no rows.
+
+        Raises:
+            ValueError: the rows have different columns.
+        """
+        if len(entity_rows) == 0 or all(each.spec is None for each in self.asked):
+            return None
+        rows = as_columns(entity_rows)
+        return _Keyed(rows, readings(self.asked, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Keyed:
+    """The columns of entity rows as they were given, and the fewest reads that give each view its keys."""
+
+    rows: dict[str, list[Any]]
+    readings: list[Reading]
 
 
 class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
@@ -88,13 +102,20 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
         while True:
             now = self._now(features, full_feature_names)
             try:
-                response = self._read(now, entity_rows, full_feature_names, **kwargs)
+                # 1. canonical keys
+                keyed = now.keyed(entity_rows)
+                if keyed is None:
+                    response = super().get_online_features(now.features, entity_rows, full_feature_names, **kwargs)
+                else:
+                    response = self._read(now, keyed, full_feature_names, **kwargs)
             except Exception:
                 if self._still(now, features, full_feature_names):
                     raise
             else:
                 if self._still(now, features, full_feature_names):
-                    return self._completed(response, now, entity_rows)
+                    if keyed is not None:
+                        self._complete(response.proto, keyed)
+                    return response
 
     async def get_online_features_async(
         self,
@@ -107,58 +128,48 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
         while True:
             now = self._now(features, full_feature_names)
             try:
-                response = await self._read_async(now, entity_rows, full_feature_names, **kwargs)
+                keyed = now.keyed(entity_rows)
+                if keyed is None:
+                    response = await super().get_online_features_async(
+                        now.features, entity_rows, full_feature_names, **kwargs
+                    )
+                else:
+                    response = await self._read_async(now, keyed, full_feature_names, **kwargs)
             except Exception:
                 if self._still(now, features, full_feature_names):
                     raise
             else:
                 if self._still(now, features, full_feature_names):
-                    # In a thread: the failure marks are read.
-                    return await asyncio.to_thread(self._completed, response, now, entity_rows)
+                    if keyed is not None:
+                        await asyncio.to_thread(self._complete, response.proto, keyed)  # the failure marks are read
+                    return response
 
-    def _read(self, now: "_Named", entity_rows: Any, full_feature_names: bool, **kwargs: Any) -> OnlineResponse:
-        """Steps 1 and 2 of a look-up."""
-        if now.plain or len(entity_rows) == 0:
-            return super().get_online_features(now.features, entity_rows, full_feature_names, **kwargs)
-        # 1. canonical keys
-        rows = as_columns(entity_rows)
-        first, *others = readings(now.asked, rows)
-        # 2. one read of all; another for views of other keys in the same column, which is rare
-        response = super().get_online_features(now.features, rows | first.columns, full_feature_names, **kwargs)
+    def _read(self, now: _Named, keyed: _Keyed, full_feature_names: bool, **kwargs: Any) -> OnlineResponse:
+        """Step 2 of a look-up: one read of all; another for views of other keys in the same column, which is rare."""
+        first, *others = keyed.readings
+        response = super().get_online_features(now.features, keyed.rows | first.columns, full_feature_names, **kwargs)
         for reading in others:
-            again = super().get_online_features(now.features, rows | reading.columns, full_feature_names, **kwargs)
+            columns = keyed.rows | reading.columns
+            again = super().get_online_features(now.features, columns, full_feature_names, **kwargs)
             for each in reading.views:
                 take_over(response.proto, again.proto, each.names.values())
         return response
 
-    async def _read_async(
-        self, now: "_Named", entity_rows: Any, full_feature_names: bool, **kwargs: Any
-    ) -> OnlineResponse:
+    async def _read_async(self, now: _Named, keyed: _Keyed, full_feature_names: bool, **kwargs: Any) -> OnlineResponse:
         """As `_read`."""
         read = super().get_online_features_async
-        if now.plain or len(entity_rows) == 0:
-            return await read(now.features, entity_rows, full_feature_names, **kwargs)
-        rows = as_columns(entity_rows)
-        first, *others = readings(now.asked, rows)
-        response = await read(now.features, rows | first.columns, full_feature_names, **kwargs)
+        first, *others = keyed.readings
+        response = await read(now.features, keyed.rows | first.columns, full_feature_names, **kwargs)
         for reading in others:
-            again = await read(now.features, rows | reading.columns, full_feature_names, **kwargs)
+            again = await read(now.features, keyed.rows | reading.columns, full_feature_names, **kwargs)
             for each in reading.views:
                 take_over(response.proto, again.proto, each.names.values())
         return response
 
-    def _completed(self, response: OnlineResponse, now: "_Named", entity_rows: Any) -> OnlineResponse:
-        if not now.plain and len(entity_rows) > 0:
-            rows = as_columns(entity_rows)
-            self._complete(response.proto, readings(now.asked, rows), rows)
-        return response
-
-    def _complete(
-        self, proto: GetOnlineFeaturesResponse, read: Sequence[Reading], rows: Mapping[str, list[Any]]
-    ) -> None:
+    def _complete(self, proto: GetOnlineFeaturesResponse, keyed: _Keyed) -> None:
         """Steps 3 and 4 of a look-up."""
         # 3. defaults, and requests for what is not known to fail
-        for reading in read:
+        for reading in keyed.readings:
             for each in reading.views:
                 if each.spec is not None:
                     (column,) = each.columns
@@ -168,8 +179,8 @@ class EmbArkFeatureStore(FeatureStore):  # type: ignore[misc]
                     keys = dict.fromkeys(reading.columns[column][i] for i in missing)
                     self._request(each.spec.view, [k for k in keys if isinstance(k, str) and k != REFUSED])
         # 4. a refused key stands in the answer as it was given
-        for column, keys_read in read[0].columns.items():
-            restore(proto, column, keys_read, rows[column])
+        for column, keys_read in keyed.readings[0].columns.items():
+            restore(proto, column, keys_read, keyed.rows[column])
 
     def close_requests(self, timeout: float = 10.0) -> None:
         """Publishes what waits, for up to `timeout` seconds, and ends the queue that was opened here."""
@@ -268,16 +279,16 @@ def take_over(proto: GetOnlineFeaturesResponse, other: GetOnlineFeaturesResponse
 
 def newer(known: OovEmbedding, proto: GetOnlineFeaturesResponse) -> OovEmbedding:
     """The OOV embedding in a response for its key alone; the known one where there is none, or an older one."""
-    results = [proto.results[position(proto, name) or 0] for name in (EMBEDDING, EMBEDDING_ID)]
-    if any(result.statuses[0] != FieldStatus.PRESENT for result in results):
+    names = {feature: feature for feature in (EMBEDDING, EMBEDDING_ID)}
+    if missing_rows(proto, names):
         return known
-    event_time = results[0].event_timestamps[0].ToMicroseconds()
+    columns = filled(proto, names)
+    event_time = columns[EMBEDDING].event_timestamps[0].ToMicroseconds()
     if event_time <= known.event_time:
         return known
-    vector, its_id = (result.values[0] for result in results)
     return OovEmbedding(
-        vector=np.array(vector.float_list_val.val, dtype=np.float32),
-        embedding_id=its_id.int64_val,
+        vector=np.array(columns[EMBEDDING].values[0].float_list_val.val, dtype=np.float32),
+        embedding_id=columns[EMBEDDING_ID].values[0].int64_val,
         event_time=event_time,
     )
 
