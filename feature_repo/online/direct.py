@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Self
 
 from cassandra import OperationTimedOut
-from cassandra.cluster import NoHostAvailable, Session
+from cassandra.cluster import Session
 from cassandra.connection import ConnectionException, ConnectionShutdown
 from cassandra.policies import NoSpeculativeExecutionPolicy
 from cassandra.pool import NoConnectionsAvailable
@@ -36,6 +36,7 @@ class _Sent:
         request: its number on the connection.
     """
 
+    statement: RawBound
     at: float
     pool: Any
     connection: Any
@@ -124,7 +125,7 @@ class DirectWrites:
         """Puts statements on the pool's connection; answers those for which it has no room."""
         try:
             connection = pool._get_connection()
-        except (ConnectionException, NoConnectionsAvailable, NoHostAvailable):
+        except (ConnectionException, NoConnectionsAvailable):
             return statements
         if connection._is_checksumming_enabled:
             return statements
@@ -146,8 +147,8 @@ class DirectWrites:
                     connection.in_flight -= 1
                 self._answered(position, error)
                 continue
-            self._sent[position] = _Sent(now, pool, connection, request)
-            respond = partial(self._respond, position, statement, pool, connection)
+            self._sent[position] = _Sent(statement, now, pool, connection, request)
+            respond = partial(self._respond, position)
             connection._requests[request] = (respond, self._session.client_protocol_handler.decode_message, None)
         if messages:
             connection.push(b"".join(messages))
@@ -176,19 +177,21 @@ class DirectWrites:
         message.tracing = False
         return message
 
-    def _respond(self, position: int, statement: RawBound, pool: Any, connection: Any, response: Any) -> None:
+    def _respond(self, position: int, response: Any) -> None:
         if os.getpid() != self._process:
             return  # a fork's child closes copies of connections; the rows are its parent's
         sent = self._sent.pop(position, None)
+        if sent is None:
+            return  # it was overdue, and its connection broke at that moment
         try:
-            pool.return_connection(connection)
+            sent.pool.return_connection(sent.connection)
             if isinstance(response, ConnectionException) and not isinstance(response, ConnectionShutdown):
-                connection.defunct(response)
+                sent.connection.defunct(response)
         except Exception as error:  # noqa: BLE001 - the driver's, of a session that ends
             self._answered(position, error)
             return
         if isinstance(response, ResultMessage):
             self._answered(position, None)
         else:
-            since = time.monotonic() if sent is None else sent.at
-            self._failed(position, statement, self._profile.request_timeout - (time.monotonic() - since))
+            left = sent.at + self._profile.request_timeout - time.monotonic()
+            self._failed(position, sent.statement, left)
