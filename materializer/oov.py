@@ -1,6 +1,6 @@
 """Sets the OOV embedding of a view: a row like any other, under a key that no input can have."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,20 +8,12 @@ from numpy.typing import NDArray
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY, OovEmbedding
 from feature_repo.online_rows import OnlineRows, served_oov
-from materializer.archive import EmbeddedBatch
+from materializer.archive import Archive, EmbeddedBatch
 from materializer.clock import Clock
 
 
 class OovRefused(Exception):
     """An array cannot be the OOV embedding of a view; the message says why and what is allowed."""
-
-
-class Archive(Protocol):
-    """What is asked of the archive: `materializer.archive.FeastArchive`."""
-
-    def append_history(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None: ...
-
-    def write_online(self, spec: EncoderSpec, batch: EmbeddedBatch) -> None: ...
 
 
 def checked(spec: EncoderSpec, array: NDArray[Any]) -> NDArray[np.float32]:
