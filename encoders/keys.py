@@ -5,7 +5,7 @@ A key is the input itself (decision 1 of the design): an image's URL or a text. 
 
 import re
 import unicodedata
-from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
 
 from encoders.spec import EncoderSpec
 
@@ -73,7 +73,8 @@ def _canonical_url(spec: EncoderSpec, url: str) -> str:
     query = parts.query
     if spec.drop_query_params and query:
         query = "&".join(p for p in query.split("&") if unquote_plus(p.partition("=")[0]) not in spec.drop_query_params)
-    return urlunsplit((scheme, netloc, _canonical_path(parts.path), _escaped(query), ""))
+    # By hand: where there is no host, urllib's makes one of the first segment of a path that begins with two slashes.
+    return f"{scheme}://{netloc}{_canonical_path(parts.path)}" + (f"?{_escaped(query)}" if query else "")
 
 
 def _canonical_host(parts: SplitResult, url: str) -> str:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from encoders.keys import MAX_KEY_BYTES, KeyRefused, canonical_key
@@ -113,6 +113,8 @@ PARTS = st.text() | st.text(alphabet="ab/.%2eEfF5?#é:@[]")
     )
     | st.builds("{}{}".format, st.sampled_from(["http://", "file:///", "s3://bucket/", "data:,", "https://["]), PARTS)
 )
+@example("file:////0")
+@example("file:////")
 def test_any_url_is_refused_or_canonical_for_good(url: str) -> None:
     try:
         key = canonical_key(SIGNED, url)
