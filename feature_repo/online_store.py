@@ -44,6 +44,7 @@ from feature_repo.session import store_errors
 
 logger = logging.getLogger(__name__)
 
+INDEXED_CONCURRENCY = 64  # rows in flight to a vector index: a node takes milliseconds for each, and gives up after 2 s
 
 _STORES: weakref.WeakSet["EmbeddingOnlineStore"] = weakref.WeakSet()
 _PARENTS: list[Connection | None] = []
@@ -295,7 +296,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         with store_errors(table.name):
             statements = self._writes(config, table, data)
             failures = writes.write(
-                self._get_session(config), statements, config.online_store.write_concurrency, progress
+                self._get_session(config), statements, self._write_concurrency(config, table), progress
             )
         if failures:
             raise WriteFailed(table.name, data, failures) from next(iter(failures.values()))
@@ -313,7 +314,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             await self._prepare(config, view.table.insert(list(view.table.columns)))
             statements = self._writes(config, table, data)
             failures = await writes.write_async(
-                self._get_session(config), statements, config.online_store.write_concurrency, progress
+                self._get_session(config), statements, self._write_concurrency(config, table), progress
             )
         if failures:
             raise WriteFailed(table.name, data, failures) from next(iter(failures.values()))
@@ -451,6 +452,11 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
         ttl = config.online_store.key_ttl_seconds or 0
         encoder = RowEncoder(table.name, view.table.columns, statement, view.serialize, view.serialize_text, ttl)
         return map(encoder.bind, encoder.check_all(data))  # all are checked before the first leaves
+
+    def _write_concurrency(self, config: RepoConfig, table: FeatureView) -> int:
+        most: int = config.online_store.write_concurrency
+        indexes = self._view(config, table).table.indexes if config.online_store.vector_enabled else ()
+        return min(most, INDEXED_CONCURRENCY) if any(index.metric for index in indexes) else most
 
 
 def _features(view: OnlineView, requested: list[str] | None) -> list[str]:

@@ -44,7 +44,7 @@ class OnlineSettings(CassandraOnlineStoreConfig):  # type: ignore[misc]
     """Queries in flight of one read."""
 
     write_concurrency: int = Field(default=256, ge=1)
-    """Rows in flight of one write."""
+    """Rows in flight of one write; at most 64 where the table has a vector index, which is slow to add to."""
 
     retries: int = Field(default=2, ge=0)
     """How often a statement that a node did not carry out is given to the next."""
