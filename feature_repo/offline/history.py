@@ -124,14 +124,21 @@ class PartsHistory:
 def _rows_of(
     fragment: ds.ParquetFileFragment, schema: pa.Schema, rows: NDArray[np.int64], columns: list[str]
 ) -> pa.Table:
-    """The rows at `rows` (M,), ascending, of one part; row groups without any are not read."""
-    sizes = [group.num_rows for group in fragment.row_groups]
-    starts = np.concatenate([[0], np.cumsum(sizes)])  # (groups + 1,)
-    group = np.searchsorted(starts, rows, side="right") - 1  # (M,)
-    groups, place = np.unique(group, return_inverse=True)
-    packed = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])])  # where each group starts in what is read
-    table = fragment.subset(row_group_ids=groups.tolist()).to_table(schema=schema, columns=columns, use_threads=False)
-    return take(table, packed[place] + rows - starts[group])
+    """The rows at `rows` (M,), ascending, of one part; row groups without any are not read.
+
+    One group at a time: in memory that is used again, where that of a whole part would be new to the process.
+    """
+    found, start = [], 0
+    for group in fragment.row_groups:
+        end = start + group.num_rows
+        first, last = np.searchsorted(rows, [start, end])
+        if first < last:
+            table = fragment.subset(row_group_ids=[group.id]).to_table(
+                schema=schema, columns=columns, use_threads=False
+            )
+            found.append(take(table, rows[first:last] - start))
+        start = end
+    return pa.concat_tables(found)
 
 
 @dataclass(frozen=True, slots=True)

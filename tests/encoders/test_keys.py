@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from encoders.keys import MAX_KEY_BYTES, KeyRefused, canonical_key
+from encoders.keys import MAX_KEY_BYTES, PLAIN_URL, KeyRefused, _canonical_url, canonical_key
 from encoders.spec import EncoderSpec
 
 IMAGE = EncoderSpec(name="i", version="v1", modality="image", dim=4, network="torchvision:resnet18")
@@ -122,3 +122,20 @@ def test_any_url_is_refused_or_canonical_for_good(url: str) -> None:
         return
     assert canonical_key(SIGNED, key) == key
     assert key.isascii()
+
+
+@given(st.from_regex(PLAIN_URL, fullmatch=True))
+def test_urls_that_are_taken_for_canonical_at_a_glance_are(url: str) -> None:
+    assert _canonical_url(IMAGE, url) == url
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a/..", "http://a/.", "http://a/b/../c", "http://a/./", "http://a", "http://a/?", "http://a/..?x"]
+)
+def test_urls_that_are_not_canonical_are_not_taken_for_it(url: str) -> None:
+    assert PLAIN_URL.fullmatch(url) is None
+    assert PLAIN_URL.fullmatch(canonical_key(IMAGE, url)) is not None
+
+
+def test_a_url_of_a_view_that_drops_parameters_is_taken_apart() -> None:
+    assert canonical_key(SIGNED, "http://a.example/x?sig=1") == "http://a.example/x"
