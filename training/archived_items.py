@@ -15,8 +15,8 @@ from feature_repo.offline.gather import key_codes
 from feature_repo.offline.history import read_whole
 from feature_repo.offline.point_in_time import last_rows
 from feature_repo.offline.retrieval import open_history, rows_of
-from feature_repo.views import CONTENT_HASH, EMBEDDING_ID
-from training.vectors import MatrixPlace, read_into
+from feature_repo.views import CONTENT_HASH, EMBEDDING, EMBEDDING_ID
+from training.vectors import MatrixPlace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ def _read(store: FeatureStore, spec: EncoderSpec, place: MatrixPlace) -> Archive
     items = pc.and_(pc.is_valid(index[EMBEDDING_ID]), pc.not_equal(index[key], OOV_KEY))
     at = at[items.to_numpy()[at]]
     vectors = place.empty(spec.view, len(at), spec.dim)
-    read_into(vectors, history, spec.view, at)
+    history.vectors(at, EMBEDDING, vectors)
     chosen = index.select([key, EMBEDDING_ID, CONTENT_HASH]).take(pa.array(at)).combine_chunks()
     return ArchivedItems(
         keys=_one(chosen[key]),

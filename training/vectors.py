@@ -9,13 +9,10 @@ import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from numpy.typing import NDArray
 
-from feature_repo.offline.gather import matrix
 from feature_repo.offline.history import History as Parts
 from feature_repo.offline.history import read_whole
 from feature_repo.offline.retrieval import open_history
 from feature_repo.views import EMBEDDING, EMBEDDING_ID
-
-SLICE_BYTES = 64 << 20  # of vectors read at a time: small beside the matrix, large beside a row group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,24 +72,8 @@ def _gathered(
     rows[order] = np.arange(before, before + len(ids))
     vectors = place.empty(view.name, before + len(ids), dim)
     vectors[:before] = first
-    read_into(vectors[before:], history, view.name, at[order])
+    history.vectors(at[order], EMBEDDING, vectors[before:])
     return vectors, rows
-
-
-def read_into(vectors: NDArray[np.float32], history: Parts, view: str, at: NDArray[np.int64]) -> None:
-    """Reads the vectors of the rows at `at` (V,), ascending and distinct, into `vectors` (V, dim), few at a time.
-
-    Raises:
-        ValueError: a vector of the history has another length.
-        FileNotFoundError: a compaction removed what was being read.
-    """
-    dim = vectors.shape[1]
-    size = max(1, SLICE_BYTES // (4 * dim))
-    for start in range(0, len(at), size):
-        read = matrix(history.values(at[start : start + size], [EMBEDDING])[EMBEDDING])
-        if read is None or read.shape[1] != dim:
-            raise ValueError(f"history of {view!r} holds vectors that are not of {dim} floats")
-        vectors[start : start + len(read)] = read
 
 
 def _positions(history: Parts, view: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from feature_repo.offline.columns import TIME
 from feature_repo.offline.folder import Folder
-from feature_repo.offline.gather import take
+from feature_repo.offline.gather import matrix, take
 from feature_repo.offline.parts import current, within
 
 T = TypeVar("T")
@@ -51,6 +51,14 @@ class History(Protocol):
 
     def values(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """The columns of the rows at `positions` (M,), which are ascending and distinct."""
+        ...
+
+    def vectors(self, positions: NDArray[np.int64], column: str, into: NDArray[np.float32]) -> None:
+        """Copies the vectors of the rows at `positions` (M,), ascending and distinct, to `into` (M, dim).
+
+        Raises:
+            ValueError: one of them has another length.
+        """
         ...
 
     def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
@@ -88,17 +96,44 @@ class PartsHistory:
         return in_utc(table.select(names), times)
 
     def values(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        bounds = np.searchsorted(positions, self._starts)  # (parts + 1,)
-        wanted = [i for i in range(len(self._fragments)) if bounds[i] < bounds[i + 1]]
+        names = list(columns)
 
-        def read(i: int) -> pa.Table:
-            rows = positions[bounds[i] : bounds[i + 1]] - self._starts[i]
-            return _rows_of(self._fragments[i], self._schema, rows, list(columns))
+        def read(part: int, some: slice) -> list[pa.Table]:
+            return [take(table, rows) for table, rows, _ in self._groups(part, positions, some, names)]
 
+        empty = pa.schema([self._schema.field(name) for name in names]).empty_table()
+        return pa.concat_tables([empty, *(table for found in self._each_part(positions, read) for table in found)])
+
+    def vectors(self, positions: NDArray[np.int64], column: str, into: NDArray[np.float32]) -> None:
+        def read(part: int, some: slice) -> None:
+            for table, rows, place in self._groups(part, positions, some, [column]):
+                _copy(table[column], rows, into[place])
+
+        self._each_part(positions, read)
+
+    def _each_part(self, positions: NDArray[np.int64], read: Callable[[int, slice], T]) -> list[T]:
+        """What `read` answers for each part that has some of the positions, and which these are; several at once."""
+        bounds = np.searchsorted(positions, self._starts).tolist()  # (parts + 1,)
+        some = [(i, slice(*bounds[i : i + 2])) for i in range(len(self._fragments)) if bounds[i] < bounds[i + 1]]
         with self._gone_is_not_found(), ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(read, wanted))
-        empty = pa.schema([self._schema.field(c) for c in columns]).empty_table()
-        return pa.concat_tables([empty, *found])
+            return list(pool.map(lambda each: read(*each), some))
+
+    def _groups(
+        self, part: int, positions: NDArray[np.int64], some: slice, columns: list[str]
+    ) -> Iterator[tuple[pa.Table, NDArray[np.int64], slice]]:
+        """The row groups of a part that hold some of its positions, which rows of the group, and where among all.
+
+        One group at a time: in memory that is used again, where that of a whole part would be new to the process.
+        """
+        rows = positions[some] - self._starts[part]
+        start = 0
+        for group in self._fragments[part].row_groups:
+            first, last = np.searchsorted(rows, [start, start + group.num_rows]).tolist()
+            if first < last:
+                fragment = self._fragments[part].subset(row_group_ids=[group.id])
+                table = fragment.to_table(schema=self._schema, columns=columns, use_threads=False)
+                yield table, rows[first:last] - start, slice(some.start + first, some.start + last)
+            start += group.num_rows
 
     def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
         # Row groups whose least value is greater are not read.
@@ -121,26 +156,6 @@ class PartsHistory:
             raise FileNotFoundError(f"{self._folder.path}: {sorted(gone)} went away") from error
 
 
-def _rows_of(
-    fragment: ds.ParquetFileFragment, schema: pa.Schema, rows: NDArray[np.int64], columns: list[str]
-) -> pa.Table:
-    """The rows at `rows` (M,), ascending, of one part; row groups without any are not read.
-
-    One group at a time: in memory that is used again, where that of a whole part would be new to the process.
-    """
-    found, start = [], 0
-    for group in fragment.row_groups:
-        end = start + group.num_rows
-        first, last = np.searchsorted(rows, [start, end])
-        if first < last:
-            table = fragment.subset(row_group_ids=[group.id]).to_table(
-                schema=schema, columns=columns, use_threads=False
-            )
-            found.append(take(table, rows[first:last] - start))
-        start = end
-    return pa.concat_tables(found)
-
-
 @dataclass(frozen=True, slots=True)
 class TableHistory:
     """Rows in memory: of a source that is no folder of parts."""
@@ -153,9 +168,24 @@ class TableHistory:
     def values(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         return take(self.table.select(list(columns)), positions)
 
+    def vectors(self, positions: NDArray[np.int64], column: str, into: NDArray[np.float32]) -> None:
+        if len(positions):
+            _copy(self.table[column], positions, into)
+
     def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
         found = self.table.filter(pc.equal(self.table[column], value))
         return in_utc(found.select(list(columns)), times)
+
+
+def _copy(column: pa.ChunkedArray, rows: NDArray[np.int64], into: NDArray[np.float32]) -> None:
+    """The vectors of `column` at `rows` (M,) to `into` (M, dim)."""
+    found = matrix(column)
+    if found is None:  # others of its rows are null: of keys that were removed
+        column, rows = column.take(pa.array(rows)), np.arange(len(rows))
+        found = matrix(column)
+    if found is None or found.shape[1] != into.shape[1]:
+        raise ValueError(f"history holds vectors that are not of {into.shape[1]} floats")
+    into[:] = found[rows]
 
 
 def in_utc(table: pa.Table, times: Sequence[str]) -> pa.Table:
