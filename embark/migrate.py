@@ -35,7 +35,7 @@ POLL_SECONDS = 2.0
 )
 @click.option("--key-column", metavar="COLUMN", help="Of the traffic: URLs or texts; 'key' unless given.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Requests a second, at most.")
-@click.option("--wait", is_flag=True, help="Wait until the threshold is reached.")
+@click.option("--wait", is_flag=True, help="Wait until the threshold is reached, or too much failed.")
 @click.option("--rollback", is_flag=True, help="Make the service what it was before it was switched.")
 @AS_JSON
 @click.pass_obj
@@ -58,7 +58,8 @@ def migrate(
     Asks for the embeddings that NEW lacks, of all keys and event times in OLD's history. Tells how much of what OLD
     answers NEW answers too, weighted by --traffic if given. Where that reaches the threshold, the feature service is
     switched from OLD to NEW by one write of the registry: a model that names the service gets all of the one or all of
-    the other. Exits with 1 below the threshold: run it again later, or --wait.
+    the other. Exits with 1 below the threshold: run it again later, or --wait, which ends where so many keys failed
+    that it cannot be reached.
 
     \b
     embark migrate resnet18__v1 resnet18__v2 --rate 200
@@ -142,7 +143,11 @@ class Told:
 
     def show(self, as_json: bool) -> None:
         if as_json:
-            share = {"share": self.coverage.share, "enough": self.enough} if self.coverage else {}
+            share = (
+                {"share": self.coverage.share, "reachable": self.coverage.reachable, "enough": self.enough}
+                if self.coverage
+                else {}
+            )
             click.echo(json.dumps(asdict(self) | share, indent=2))
             return
         if self.rolled_back:
@@ -153,7 +158,7 @@ class Told:
             weights = "each key counts the same" if self.weighted_by == "keys" else f"weighted by {self.weighted_by}"
             out.print(
                 f"{self.new} has {self.coverage.covered} of the {self.coverage.keys} keys of {self.old},"
-                f" {self.coverage.share:.2%} ({weights}); {self.sent} were asked for",
+                f" {self.coverage.share:.2%} ({weights}); {self.sent} were asked for, {self.coverage.failed} failed",
                 markup=False,
             )
         if self.switched:
@@ -162,6 +167,12 @@ class Told:
             )
         elif self.enough:
             out.print("enough to switch: name a feature service with --service")
+        elif self.coverage is not None and self.coverage.reachable < self.threshold:
+            out.print(
+                f"not enough to switch: {self.threshold:.2%} is the threshold, and with those that failed no more than"
+                f" {self.coverage.reachable:.2%} can be reached. See why: embark dead-letters list --view {self.new}",
+                markup=False,
+            )
         else:
             out.print(f"not enough to switch: {self.threshold:.2%} is the threshold; KFC may still be embedding")
 
@@ -183,7 +194,9 @@ def covered(
         CoverageUnknown, InputError: as they say.
     """
     from embark.parts import stopped_by_signals
+    from feature_repo.failures import CassandraFailureMarks
     from feature_repo.online_rows import FeastOnlineRows
+    from feature_repo.session import connect
     from materializer.archive import FeastArchive
     from materializer.backfill_input import open_file
     from materializer.coverage import CoverageMeter, traffic
@@ -192,11 +205,12 @@ def covered(
     if impressions is not None:
         with err.status(f"reading {impressions}"), open_file(impressions, key_column=key_column or KEY_COLUMN) as found:
             weights = traffic(found.rows, before)
-    meter = CoverageMeter(keys, after, FeastArchive(store, FeastOnlineRows(store)), weights)
+    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    meter = CoverageMeter(keys, after, FeastArchive(store, FeastOnlineRows(store)), marks, weights)
     with stopped_by_signals() as stop, bar() as progress:
         task = progress.add_task(f"coverage of {after.view}", total=None, counts="")
         coverage = meter.measure()
-        while wait and coverage.share < threshold and not stop.is_set():
+        while wait and coverage.share < threshold <= coverage.reachable and not stop.is_set():
             goal = max(1, round(coverage.weight * threshold))
             counts = f"{coverage.covered} of {coverage.keys} keys"
             progress.update(task, total=goal, completed=coverage.covered_weight, counts=counts)

@@ -115,9 +115,19 @@ def test_a_migration_says_how_far_it_is_and_what_to_do(
     covered: int, service: str | None, switched: bool, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = Told(old="a__v1", new="b__v1", service=service, threshold=0.99, weighted_by="keys", switched=switched)
-    told.coverage = Coverage(keys=10, covered=8, weight=100, covered_weight=covered)
+    told.coverage = Coverage(keys=10, covered=8, failed=0, weight=100, covered_weight=covered, failed_weight=0)
     told.show(as_json=False)
     assert says in capsys.readouterr().out
     told.show(as_json=True)
     fields = json.loads(capsys.readouterr().out)
     assert (fields["share"], fields["enough"]) == (covered / 100, covered == 100)
+
+
+def test_a_migration_of_which_too_much_failed_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told(old="a__v1", new="b__v1", service=None, threshold=0.99, weighted_by="keys")
+    told.coverage = Coverage(keys=10, covered=8, failed=2, weight=10, covered_weight=8, failed_weight=2)
+    told.show(as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no more than 80.00% can be reached. See why: embark dead-letters list --view b__v1" in shown
+    told.show(as_json=True)
+    assert json.loads(capsys.readouterr().out)["reachable"] == 0.8

@@ -176,8 +176,10 @@ def test_a_service_goes_over_to_another_encoder_at_once_and_back(shop: Shop, tmp
     assert json.loads(below.stdout)["coverage"] == {
         "keys": len(KEYS),
         "covered": 0,
+        "failed": 0,
         "weight": len(KEYS),
         "covered_weight": 0,
+        "failed_weight": 0,
     }
     assert members_of(service(shop))[1] == VIEW
 
@@ -190,6 +192,10 @@ def test_a_service_goes_over_to_another_encoder_at_once_and_back(shop: Shop, tmp
         wait_until(lambda: seen[-1] == (f"{NEW}__embedding", newer.dim))
         wait_until(lambda: shop.count(shop.topics.dead_letters) > 0)
         assert set(seen) == {(f"{VIEW}__embedding", ENCODERS[1].dim), (f"{NEW}__embedding", newer.dim)}
+        # of all keys more failed than the threshold allows: nobody waits for what will not come
+        short = shop.run("migrate", VIEW, NEW, "--wait", "--json")
+        assert short.exit_code == 1
+        assert (json.loads(short.stdout)["coverage"]["failed"], json.loads(short.stdout)["enough"]) == (1, False)
         rows = shop.rows.read(shop.retina.specs[NEW], KEYS)
         assert set(rows.event_time[rows.found]) == {NOON}
 

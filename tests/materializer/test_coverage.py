@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoders.spec import EncoderSpec
+from feature_repo.failures import MemoryFailureMarks
 from materializer import coverage
 from materializer.archive import ArchiveUnavailable
 from materializer.backfill_input import InputError, Row
@@ -48,10 +49,10 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_key_counts_the_same_without_traffic_and_a_found_one_is_not_asked_for_again(keys: Path) -> None:
     shelf, seen = Shelf(), list[int]()
-    meter = CoverageMeter(keys, IMAGE, shelf)
+    meter = CoverageMeter(keys, IMAGE, shelf, MemoryFailureMarks({}))
     shelf.keys = {url(0), url(3), url(7), url("another")}
     found = meter.measure(seen.append)
-    assert found == Coverage(keys=8, covered=3, weight=8, covered_weight=3)
+    assert found == Coverage(keys=8, covered=3, failed=0, weight=8, covered_weight=3, failed_weight=0)
     assert seen == [3, 6, 8]
     shelf.asked.clear()
     shelf.keys |= {url(1)}
@@ -62,8 +63,10 @@ def test_each_key_counts_the_same_without_traffic_and_a_found_one_is_not_asked_f
 def test_what_is_looked_up_often_counts_more_and_what_is_not_does_not_count(keys: Path) -> None:
     shelf = Shelf()
     shelf.keys = {url(0), url(1)}
-    meter = CoverageMeter(keys, IMAGE, shelf, {url(0): 97, url(2): 3, url("never archived"): 1000})
-    assert meter.measure() == Coverage(keys=8, covered=2, weight=100, covered_weight=97)
+    meter = CoverageMeter(
+        keys, IMAGE, shelf, MemoryFailureMarks({}), {url(0): 97, url(2): 3, url("never archived"): 1000}
+    )
+    assert meter.measure() == Coverage(keys=8, covered=2, failed=0, weight=100, covered_weight=97, failed_weight=0)
     assert meter.measure().share == 0.97
 
 
@@ -72,8 +75,19 @@ def test_keys_are_canonical_in_the_new_view(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": signed}), tmp_path / "keys.parquet")
     shelf = Shelf()
     shelf.keys = {url("a")}
-    found = CoverageMeter(tmp_path / "keys.parquet", SIGNED, shelf).measure()
-    assert (found.keys, found.covered) == (3, 2)
+    found = CoverageMeter(tmp_path / "keys.parquet", SIGNED, shelf, MemoryFailureMarks({})).measure()
+    assert (found.keys, found.covered, found.failed) == (3, 2, 1)
+
+
+def test_what_failed_will_not_come_until_its_mark_is_gone(keys: Path) -> None:
+    shelf, marks = Shelf(), MemoryFailureMarks({})
+    shelf.keys = {url(0)}
+    marks.mark(IMAGE.view, {url(0): "old", url(1): "NotFound: 404", url(7): "NotFound: 404"})
+    meter = CoverageMeter(keys, IMAGE, shelf, marks)
+    found = meter.measure()
+    assert (found.covered, found.failed, found.reachable) == (1, 2, 0.75)
+    marks.clear(IMAGE.view, [url(1), url(7)])
+    assert meter.measure().reachable == 1.0
 
 
 def test_traffic_is_counted_by_canonical_keys(keys: Path) -> None:
@@ -91,13 +105,13 @@ def test_traffic_is_counted_by_canonical_keys(keys: Path) -> None:
 
 def test_coverage_of_nothing_is_whole_and_of_other_peoples_traffic_unknown(tmp_path: Path, keys: Path) -> None:
     pq.write_table(pa.table({"key": pa.array([], pa.string())}), tmp_path / "none.parquet")
-    assert CoverageMeter(tmp_path / "none.parquet", IMAGE, Shelf()).measure().share == 1.0
+    assert CoverageMeter(tmp_path / "none.parquet", IMAGE, Shelf(), MemoryFailureMarks({})).measure().share == 1.0
     with pytest.raises(CoverageUnknown, match="none of the look-ups"):
-        CoverageMeter(keys, IMAGE, Shelf(), {url("other"): 1})
+        CoverageMeter(keys, IMAGE, Shelf(), MemoryFailureMarks({}), {url("other"): 1})
 
 
 def test_an_outage_is_told(keys: Path) -> None:
     shelf = Shelf()
     shelf.away = True
     with pytest.raises(CoverageUnknown, match="Cassandra is away"):
-        CoverageMeter(keys, IMAGE, shelf).measure()
+        CoverageMeter(keys, IMAGE, shelf, MemoryFailureMarks({})).measure()
