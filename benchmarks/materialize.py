@@ -58,9 +58,10 @@ from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.session import connect
 from feature_repo.views import CREATED_TIME, EVENT_TIME, encoder_specs, feature_view
 from materializer.archive import EmbeddedBatch, FeastArchive
+from materializer.embedding import Retina
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from materializer.process import open_consumer, open_producer
-from materializer.worker import Retina, Worker
+from materializer.worker import Worker
 
 DIM = 512
 OF_DRIVER, TIMES_NAIVE, OF_ENCODER = 0.6, 20.0, 0.8

@@ -23,9 +23,10 @@ from materializer.backlog import Backlog
 from materializer.clock import SystemClock
 from materializer.consumer import ResumingConsumer
 from materializer.dead_letter import DeadLetter, read_dead_letters
+from materializer.embedding import Retina
 from materializer.messages import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Topics, ensure_topics
 from materializer.metrics import WorkerMetrics
-from materializer.worker import Limits, Retina, Worker
+from materializer.worker import Limits, Worker
 
 logger = logging.getLogger(__name__)
 

@@ -2,23 +2,20 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
-import numpy as np
-
-from encoders.client import Encoded, RetinaRefused
-from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from encoders.traces import NO_TRACES, Traces
-from feature_repo.directory import EncoderDirectory, UnknownView
+from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import FailureMarks
 from materializer.announcements import Announcer, failed
 from materializer.archive import Archive, EmbeddedBatch
+from materializer.asked import Asked, Decoder, Identity, by_view, identity
 from materializer.clock import Clock, SystemClock
-from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, Remedy, retry_delay
+from materializer.embedding import Embedder, Retina
+from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, retry_delay
 from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
 from materializer.messages import Announcement, EmbedRequest, MalformedMessage, Topics
 from materializer.metrics import STAGES, WorkerMetrics
@@ -30,13 +27,6 @@ from materializer.stages import Stages
 logger = logging.getLogger(__name__)
 
 ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
-RETINA_SECONDS = 60.0  # > slowest batch: 64 images of Inception v3 at 13/s on a CPU, and a download's time-out
-
-
-class Retina(Protocol):
-    """What a worker asks of Retina: `encoders.client.RetinaClient`."""
-
-    def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,20 +46,6 @@ class Limits:
     live_seconds: float = 2.0
     bulk_seconds: float = 0.5
     max_attempts: int = MAX_ATTEMPTS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A request that is well formed: view known, key canonical, event time not in the future."""
-
-    record: Record
-    request: EmbedRequest
-    spec: EncoderSpec
-
-    def failed(self, reason: str, detail: str, remedy: Remedy) -> Failure:
-        return Failure(
-            record=self.record, request=self.request, canonical=True, reason=reason, detail=detail, remedy=remedy
-        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,22 +106,24 @@ class Worker:
         metrics: WorkerMetrics | None = None,
         traces: Traces = NO_TRACES,
     ) -> None:
-        self._traces = traces
         self._clock = clock or SystemClock()
         self._metrics = metrics or WorkerMetrics()
         self._group = GroupMember(consumer, self._clock)
         self._failures = Failures(producer, marks, topics, self._clock, delay, self._metrics)
         self._announcer = Announcer(producer, topics)
-        self._retina = retina
         self._archive = archive
         self._marks = marks
         self._directory = directory
         self._topics = topics
         self._limits = limits or Limits()
         self._pace = Pace(self._clock)
+        self._decoder = Decoder(directory, topics, self._clock)
+        self._embedder = Embedder(
+            retina, directory, self._clock, max_attempts=self._limits.max_attempts, pace=self._pace, traces=traces
+        )
         self._overlap = overlap
         self._count = 0  # of batches
-        self._in_flight: set[tuple[str, str, int]] = set()  # `identity` of what is asked for in the stages
+        self._in_flight: set[Identity] = set()  # of what is asked for in the stages
         self._first_abandoned: int | None = None  # number of a batch; any thread sets it
         self._to_rewind: list[Taken] = []
         self._stages = dict(zip(STAGES, (self._find, self._embed, self._append, self._write), strict=True))
@@ -170,7 +148,7 @@ class Worker:
                         if taken.records:
                             # 2. decode (bad bytes → dead letter)
                             self._metrics.taken(len(taken))
-                            batch = self._decode(taken)
+                            batch = self._batch(taken)
                             # 3. drop what is archived or marked; 4. group by view      (`_find`)
                             # 5. Retina                                                 (`_embed`)
                             # 6. history: nothing is served whose row is not there      (`_append`)
@@ -199,6 +177,12 @@ class Worker:
         bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
         taken = self._group.take(live, limits.max_age, stop, bulk)
         return taken.only(self._due(taken.records))
+
+    def _batch(self, taken: Taken) -> Batch:
+        asked, failures = self._decoder.decode(taken.records, self._in_flight)
+        self._in_flight.update(identity(one.request) for one in asked)
+        self._count += 1
+        return Batch(number=self._count, taken=taken, asked=asked, failures=failures)
 
     def _commit(self, patience: Patience, stages: Stages[Batch]) -> None:
         """Commits what went through all stages, and keeps what was abandoned to be read again."""
@@ -269,7 +253,7 @@ class Worker:
 
     def _embed(self, batch: Batch, patience: Patience) -> None:
         for spec, requests in batch.wanted:
-            embedded, failures = self._encode(spec, requests, batch.taken, patience)
+            embedded, failures = self._embedder.embed(spec, requests, batch.taken, patience)
             if embedded is not None:
                 batch.embedded.append((spec, embedded))
             batch.failures += failures
@@ -319,117 +303,3 @@ class Worker:
         except MalformedMessage:
             return 0
         return min(asked_for, record.timestamp * 1000 + round(MAX_RETRY_SECONDS * 1e6))
-
-    def _decode(self, taken: Taken) -> Batch:
-        """Well-formed requests, one a view and key, and the failures of the rest."""
-        chosen: dict[tuple[str, str, bool], Asked] = {}
-        failures: list[Failure] = []
-        refreshed = False
-        for record in taken.records:
-            request = None
-            try:
-                request = EmbedRequest.decode(record.value)
-                if request.view not in self._directory.specs and not refreshed:
-                    self._directory.refresh()  # it may have been applied a moment ago; once a batch
-                    refreshed = True
-                spec = self._directory.spec(request.view)
-                key, event_time = canonical_key(spec, request.key), self._event_time(request, record)
-                if (key, event_time) != (request.key, request.requested_at):
-                    request = replace(request, key=key, requested_at=event_time)
-            except (MalformedMessage, UnknownView, KeyRefused) as error:
-                reason, detail = type(error).__name__, str(error)
-                failures.append(
-                    Failure(
-                        record=record, request=request, canonical=False, reason=reason, detail=detail, remedy="never"
-                    )
-                )
-                continue
-            if identity(request) in self._in_flight and record.topic != self._topics.retry:
-                # A batch before this one answers it, and is committed first. But a retry may be that very answer: it
-                # is there before the batch that sent it is committed, and due by then where a commit takes long.
-                continue
-            one = (request.view, request.key, request.refresh)
-            before = chosen.get(one)
-            if before is None or _rank(request) < _rank(before.request):
-                chosen[one] = Asked(record=record, request=request, spec=spec)
-        self._in_flight.update(identity(one.request) for one in chosen.values())
-        self._count += 1
-        return Batch(number=self._count, taken=taken, asked=list(chosen.values()), failures=failures)
-
-    def _event_time(self, request: EmbedRequest, record: Record) -> int:
-        # Never in the future. The broker's time bounds it first, since that is the same in every replay, which then
-        # writes the same row. It counts in milliseconds; so up to the end of that one.
-        return min(request.requested_at, record.timestamp * 1000 + 999, self._clock.now())
-
-    def _encode(
-        self, spec: EncoderSpec, asked: Sequence[Asked], taken: Taken, patience: Patience
-    ) -> tuple[EmbeddedBatch | None, list[Failure]]:
-        """What Retina made of the requests of one view; None where nothing was embedded."""
-        keys = [one.request.key for one in asked]
-
-        def encode() -> Encoded:
-            with self._pace.measure(spec.view, len(keys)):
-                return self._retina.encode(spec.view, spec.fingerprint, keys, RETINA_SECONDS)
-
-        try:
-            came_with = (one.record.headers for one in asked)
-            with self._traces.span("KFC/embed", came_with, view=spec.view, keys=len(keys)):
-                encoded = patience.until_done(encode, taken, spec)
-            _check(spec, len(keys), encoded)
-        except RetinaRefused as refusal:
-            # Retina and KFC have not read the same registry yet, or one of them is of an old release. Stalling would
-            # hold up every other view in these partitions, and spending attempts would give up keys that nothing is
-            # wrong with. So these go round the retry topic until both agree: nothing is lost, and each round says so.
-            logger.error("%s: %d requests wait in the retry topic, Retina refuses: %s", spec.view, len(keys), refusal)
-            self._directory.refresh()
-            return None, [one.failed(type(refusal).__name__, str(refusal), "later") for one in asked]
-        failures: list[Failure] = []
-        embedded: list[tuple[Asked, str]] = []
-        for one, outcome in zip(asked, encoded.outcomes, strict=True):
-            if not outcome.reason:
-                embedded.append((one, outcome.content_hash.hex()))
-            elif outcome.retryable and one.request.attempt + 1 < self._limits.max_attempts:
-                failures.append(one.failed(outcome.reason, outcome.detail, "again"))
-            else:
-                failures.append(one.failed(outcome.reason, outcome.detail, "never"))
-        if not embedded:
-            return None, failures
-        batch = EmbeddedBatch.of(
-            spec.view,
-            keys=[one.request.key for one, _ in embedded],
-            vectors=encoded.vectors,
-            event_time=np.array([one.request.requested_at for one, _ in embedded], dtype=np.int64),
-            content_hash=[content_hash for _, content_hash in embedded],
-            created_at=self._clock.now(),
-        )
-        return batch, failures
-
-
-def by_view(asked: Iterable[Asked]) -> list[tuple[EncoderSpec, list[Asked]]]:
-    """The requests of each view together, in the order in which the views came up; refreshes apart: no key is twice."""
-    views: dict[tuple[str, bool], tuple[EncoderSpec, list[Asked]]] = {}
-    for one in asked:
-        views.setdefault((one.spec.view, one.request.refresh), (one.spec, []))[1].append(one)
-    return list(views.values())
-
-
-def identity(request: EmbedRequest) -> tuple[str, str, int]:
-    """Equal for requests of which one answers the other: a refresh is answered by itself alone."""
-    return (request.view, request.key, request.requested_at if request.refresh else 0)
-
-
-def _rank(request: EmbedRequest) -> tuple[int, int]:
-    # The earliest is the event, of refreshes the last; of equal ones (a retry that was sent twice) the one that has
-    # been tried more.
-    return (-request.requested_at if request.refresh else request.requested_at, -request.attempt)
-
-
-def _check(spec: EncoderSpec, count: int, encoded: Encoded) -> None:
-    if encoded.fingerprint != spec.fingerprint:
-        raise RetinaRefused(f"the reply is of fingerprint {encoded.fingerprint}, {spec.fingerprint} was asked for")
-    embedded = sum(not outcome.reason for outcome in encoded.outcomes)
-    if len(encoded.outcomes) != count or (embedded and encoded.vectors.shape != (embedded, spec.dim)):
-        raise RetinaRefused(
-            f"the reply has {len(encoded.outcomes)} outcomes and vectors of shape {encoded.vectors.shape}"
-            f" for {count} keys of {spec.dim} values"
-        )

@@ -29,9 +29,10 @@ from feature_repo.views import encoder_specs, request_topic
 from materializer.archive import EmbeddedBatch, FeastArchive
 from materializer.consumer import ResumingConsumer
 from materializer.dead_letter import read_dead_letters
+from materializer.embedding import Retina
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from materializer.process import dead_letters, open_consumer, open_producer, run_worker
-from materializer.worker import Limits, Retina, Worker
+from materializer.worker import Limits, Worker
 from tests.materializer.fakes import ScriptedRetina
 
 pytestmark = pytest.mark.servers
