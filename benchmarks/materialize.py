@@ -93,14 +93,15 @@ class Size:
     """How much is measured."""
 
     rounds: int
+    warm_up: int  # rounds before, in which Cassandra and Kafka compile what they run
     requests: int
     history: int
     naive: int
     pictures: int
 
 
-FULL = Size(rounds=5, requests=10_000, history=100_000, naive=5, pictures=1000)
-FAST = Size(rounds=1, requests=1500, history=5000, naive=2, pictures=48)
+FULL = Size(rounds=5, warm_up=4, requests=10_000, history=100_000, naive=5, pictures=1000)
+FAST = Size(rounds=1, warm_up=1, requests=1500, history=5000, naive=2, pictures=48)
 WARM_UP = 1
 
 
@@ -325,7 +326,7 @@ def archived(bench: Bench, size: Size, session: Any) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in (KFC_WAY, *ways)}
     shuffle = random.Random(0)  # noqa: S311 - an order, not a secret
     naive = Naive(bench, size.history)
-    for i in _tracked(size.rounds + WARM_UP, "an encoder that does nothing"):
+    for i in _tracked(size.rounds + size.warm_up, "an encoder that does nothing"):
         given = Round.of(Embedded.seeded(f"driver {i}", size.requests // len(ways), DIM))
         keys = [f"round {i}, item {n}" for n in range(size.requests)]
         before = bench.history_rows(NOTHING.view)
@@ -340,7 +341,7 @@ def archived(bench: Bench, size: Size, session: Any) -> dict[str, list[float]]:
                 turns[name] = lambda way=way, given=given: way.write(given)
             took = take_turns(turns, lambda name, outcome: None, shuffle) | seconds
         bench.check(NOTHING.view, keys, before)
-        if i >= WARM_UP:
+        if i >= size.warm_up:
             found[KFC_WAY].append(size.requests / took[KFC_WAY])
             for name in ways:
                 found[name].append(len(given.embedded.keys) / took[name])
