@@ -21,7 +21,7 @@ from feature_repo.views import request_topic
 from materializer.announcements import Announcements
 from materializer.messages import Topics
 from materializer.process import create_topics, open_announcement_reader
-from serving.allocation import keep_freed_memory
+from serving.allocation import keep_freed_memory, keep_what_started
 from serving.archive import EmbeddingArchive
 from serving.callers import Anybody, Callers, TokenFile
 from serving.freshness import Freshness
@@ -140,6 +140,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
         hot_keys = settings.state.resolve() / "hot" / store.project
         warm_start = WarmStart(hot_keys, archive, caches, keeps=not process, fresh=freshness.reading.wait)
         with OovRefresh(directory, rows, caches), freshness, warm_start:
+            keep_what_started()
             asyncio.run(_serve(settings, service, stop, listening, shared_port=process is not None))
 
 

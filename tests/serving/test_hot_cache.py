@@ -1,3 +1,4 @@
+import gc
 import platform
 import threading
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
-from serving.allocation import keep_freed_memory
+from serving.allocation import keep_freed_memory, keep_what_started
 from serving.eviction import S3Fifo
 from serving.floors import FLOOR_SECONDS, Floors
 from serving.hot_cache import FAILED_SECONDS, NEGATIVES, OOV_SECONDS, OVERHEAD_BYTES, HotCache, HotCaches
@@ -292,3 +293,12 @@ def test_each_encoder_has_a_cache_of_its_own() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back in their own ways")
 def test_the_c_library_takes_it_that_freed_memory_is_kept() -> None:
     assert keep_freed_memory()
+
+
+def test_what_there_is_is_not_collected_again() -> None:
+    before = gc.get_freeze_count()
+    try:
+        keep_what_started()
+        assert gc.get_freeze_count() > before + 1000
+    finally:
+        gc.unfreeze()
