@@ -42,20 +42,20 @@ DTYPE = "bfloat16" if DEVICE.type == "cuda" else "float32"
 PLAN = Plan.of(DEVICE.type, CORES)
 
 
-def image(network: str, dim: int, name: str | None = None) -> EncoderSpec:
+def image(network: str, dim: int, name: str | None = None, seed: int = 0) -> EncoderSpec:
     return EncoderSpec(
         name=name or network,
         version="v1",
         modality="image",
         dim=dim,
         network=f"torchvision:{network}",
-        weights="seeded:0",
-        pinned="seeded:0",
+        weights=f"seeded:{seed}",
+        pinned=f"seeded:{seed}",
         dtype=DTYPE,  # type: ignore[arg-type]
     )
 
 
-NOTHING = image("resnet50", 2048, "nothing")
+NOTHING = image("resnet50", 2048, "nothing", seed=1)  # of ResNet-50's weights, Retina would share that network with it
 TEXT = EncoderSpec(
     name="text_lstm",
     version="v1",
