@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from training.archived_items import ArchivedItems
 from training.duplicates import DuplicatesError
@@ -87,7 +84,7 @@ def calibrate(
     if not told.isin([*YES, *NO]).all():
         raise DuplicatesError(f"the column {LABEL} holds 0 or 1")
     label = np.array(told.isin(YES), dtype=np.bool_)
-    rows = [_rows(items, spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
+    rows = [items.rows_of(spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
     there = (rows[0] >= 0) & (rows[1] >= 0)
     if not label[there].any():
         raise DuplicatesError(
@@ -131,21 +128,3 @@ def precision_cut(
         )
     at = int(allowed[-1])
     return float(ordered[at]), float(precision[at]), float(true[at] / true[-1])
-
-
-def _rows(items: ArchivedItems, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.int64]:
-    """The row of each key, (P,); -1 where it is not archived, or can be none."""
-
-    def canonical(key: str) -> str | None:
-        try:
-            return canonical_key(spec, key)
-        except KeyRefused:
-            return None
-
-    asked = pa.array([canonical(key) for key in keys], pa.string())
-    found: NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(asked, items.keys, skip_nulls=True), -1)
-        .to_numpy(zero_copy_only=False)
-        .astype(np.int64)
-    )
-    return found
