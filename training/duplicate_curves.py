@@ -39,7 +39,7 @@ def draw_curves(
         for way, (similarity, label) in ways.items():
             _, precision, recall = precision_recall(similarity, label)
             shown = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), MOST_POINTS)).astype(int))
-            each.step(recall[shown], precision[shown], where="post", label=way)
+            each.step(recall[shown], precision[shown], where="pre", label=way)
         if chosen is not None:
             each.plot(*chosen, "ko", label="the threshold")
         each.set(title=name, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
