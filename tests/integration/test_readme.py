@@ -25,6 +25,12 @@ README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 DEMO, PYTEST, *STEPS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 ADD_ENCODER, CLIENT, FEAST, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NOTEBOOK = (ROOT / "examples" / "first_look.py").read_text()
+NOTEBOOK_HELD = """
+assert (answer.status == Status.HIT).all(), answer.status
+assert course[0]["OOV"] >= 6 and cosines.shape == (8, 8)  # two were looked up before
+assert len(plt.get_fignums()) == 2 and all(plt.figure(number).axes for number in plt.get_fignums())
+"""
 READY_SECONDS = 90.0
 
 
@@ -153,6 +159,22 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
                 [sys.executable, *code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
             )
             assert done.returncode == 0, done.stderr
+
+        # the notebook, which draws and computes nothing of use unless all of it are hits
+        notebook = NOTEBOOK.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}")
+        code = ["-W", "error::UserWarning", "-c", notebook + NOTEBOOK_HELD]
+        done = subprocess.run(
+            [sys.executable, *code],
+            cwd=tmp_path,
+            env=environment | {"MPLBACKEND": "Agg"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "as_served      ['OOV', 'HIT'] (2, 576)" in done.stdout
+        assert "as_of_content  ['HIT', 'HIT'] (2, 576)" in done.stdout
 
         # mistakes are answered in one line that says what to do
         unknown = run("uv run embark lookup nope__v1 x --json", tmp_path, environment, status=1)
