@@ -15,12 +15,14 @@ million embeddings of 512 floats finds at least 95 % of the pairs that the exact
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -248,13 +250,21 @@ def many(count: int, folder: Path) -> NDArray[np.float32]:
 
 
 def searched(count: int, given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, bool]]:
+    """In a process of its own: what other work left behind would hide memory that the search takes."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        row = process.submit(search, count).result()
+    claim = f"recall {row['recall']:.3f} of the approximate search (0.95)"
+    return [row], {} if given.fast else {claim: row["recall"] >= 0.95}
+
+
+def search(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         vectors = many(count, Path(folder))
         began = time.perf_counter()
         with Peak() as peak:
             found: NearPairs = near_pairs(vectors, THRESHOLD, exact_items=0)
         seconds = time.perf_counter() - began
-    row = {
+    return {
         "what": f"{count:,} embeddings of {DIM}",
         "way": f"approximate, {found.probes} of {found.lists} lists",
         "pairs": len(found.left),
@@ -266,8 +276,6 @@ def searched(count: int, given: argparse.Namespace) -> tuple[list[dict[str, Any]
         "vectors MiB": vectors.nbytes >> 20,
         "peak MiB besides": peak.mib,
     }
-    claims = {} if given.fast else {f"recall {found.recall:.3f} of the approximate search (0.95)": found.recall >= 0.95}
-    return [row], claims
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`embark plan --calibrate` on a real Kafka and a real Cassandra."""
 
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from embark.planning.rates_file import read_rates
 from embark.servers import LocalServers
 from feature_repo.session import connect
 
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "plan.md").read_text()
+MEASURE, PLAN = re.findall(r"^uv run (embark plan .*rates\.toml)$", PAGE, re.MULTILINE)  # as they stand
+
 
 @pytest.mark.servers
 def test_this_machine_is_measured_the_file_is_planned_with_and_nothing_is_left_behind(
@@ -24,10 +28,11 @@ def test_this_machine_is_measured_the_file_is_planned_with_and_nothing_is_left_b
         monkeypatch.setattr(module, "SECONDS", 0.3)
     monkeypatch.setattr(part_rates, "REQUESTS", 600)
     monkeypatch.setattr("embark.encoders.MEASURE_SECONDS", 0.1)
-    rates = tmp_path / "rates.toml"
+    monkeypatch.chdir(tmp_path)
+    rates = Path("rates.toml")
     rates.write_text("price_node = 12.0\n")
     runner = CliRunner(env={"EMBARK_REPO": str(feature_repo_dir)})
-    done = runner.invoke(cli, ["plan", "--calibrate", str(rates), "--json"])
+    done = runner.invoke(cli, [*MEASURE.split()[1:], "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["not_measured"] == []
@@ -38,8 +43,7 @@ def test_this_machine_is_measured_the_file_is_planned_with_and_nothing_is_left_b
     assert {each["name"] for each in told["encoders"]} == {"mobilenet_v3_small__v1", "text_lstm__v1"}
     assert read_rates(rates).rates == {"price_node": 12.0, **told["rates"]}
 
-    given = ["--lookups", "2000", "--items", "1000000", "--new-items", "10000", "--rates", str(rates), "--json"]
-    planned = json.loads(runner.invoke(cli, ["plan", *given]).stdout)
+    planned = json.loads(runner.invoke(cli, [*PLAN.split()[1:], "--json"]).stdout)
     assert planned["rates"]["kfc"] == told["rates"]["kfc"]
     assert "retina text_lstm__v1" in planned["machines"]
 

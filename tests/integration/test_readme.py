@@ -24,6 +24,9 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 DEMO, PYTEST, *STEPS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+BACKFILLS = re.findall(r"## Backfill\n\n```bash\n(.*?)```", (ROOT / "docs" / "how-to.md").read_text(), re.DOTALL)[0]
+APPLY, DOWN = "uv run embark apply", "uv run embark down"
+RUN_HERE = {line for block in (DEMO, *STEPS, BACKFILLS, APPLY, DOWN) for line in block.strip().splitlines()}
 ADD_ENCODER, CLIENT, FEAST, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 NOTEBOOK = (ROOT / "examples" / "first_look.py").read_text()
 NOTEBOOK_HELD = """
@@ -95,7 +98,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     )
     environment = settings.as_environment()
     yield environment
-    run("uv run embark down", tmp_path, environment)
+    run(DOWN, tmp_path, environment)
 
 
 @pytest.mark.servers
@@ -142,10 +145,13 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
         assert "1 archived before, 0 duplicates, 0 refused, 1 sent" in run(in_advance, tmp_path, environment)
         assert run(second.replace("astronaut", "coffee"), tmp_path, environment).splitlines()[1].startswith("HIT")
 
+        counted, _ = (run(line, tmp_path, environment) for line in BACKFILLS.strip().splitlines())
+        assert "2 archived before" in counted
+
         # one more encoder, while all of it runs
         catalog = tmp_path / "feature_repo" / "catalog.py"
         catalog.write_text(catalog.read_text() + f"\nENCODERS.append({ADD_ENCODER})\n")
-        run(apply, tmp_path, environment)
+        run(APPLY, tmp_path, environment)
         applied = time.monotonic()
         late = second.replace("mobilenet_v3_small__v1", "resnet18__v1")
         assert run(late, tmp_path, environment).splitlines()[1].startswith("HIT")
