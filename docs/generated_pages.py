@@ -59,6 +59,8 @@ def commands() -> str:
         "",
     ]
     lines[2] += " 1 where what it was to do did not hold or failed, 2 where it was called wrongly, 130 after Ctrl-C."
+    lines[2] += " With `--json` the answer goes to standard output and all else to standard error; servers log as JSON"
+    lines[2] += " with `EMBARK_LOG_FORMAT=json`. `embark completion SHELL` has a shell complete commands and options."
     for path, command in walked(cli, ("embark",)):
         context = click.Context(command, info_name=" ".join(path))
         context.max_content_width = 100

@@ -35,13 +35,25 @@ MEASURED_HERE = "mobilenet_v3_small:576:142"  # benchmarks.materialize: fed by K
 @click.option("--skew", type=click.FloatRange(0, 3), default=0.9, show_default=True, help="Zipf's exponent.")
 @click.option("--archived", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share at the start.")
 @click.option("--change-days", type=click.FloatRange(0), default=0.0, help="Between two changes of an encoder.")
-@click.option("--change", type=click.Choice(["migrate", "cold"]), default="migrate", show_default=True)
+@click.option(
+    "--change",
+    type=click.Choice(["migrate", "cold"]),
+    default="migrate",
+    show_default=True,
+    help="Whether the new view is filled before it is served.",
+)
 @click.option(
     "--delay", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, help="Miss to hit, s."
 )
 @click.option("--hot-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Of items, in caches.")
 @click.option("--retinas", type=click.IntRange(1), help="Of each encoder; as many as are needed otherwise.")
-@click.option("--recompute-days", type=click.FloatRange(0, min_open=True), default=7.0, show_default=True)
+@click.option(
+    "--recompute-days",
+    type=click.FloatRange(0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="In which Retinas are to embed all items anew.",
+)
 @click.option(
     "--tolerated", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be OOV."
 )
