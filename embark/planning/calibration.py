@@ -1,4 +1,4 @@
-"""This machine's rates, measured in seconds: its encoders, its Cassandra, one KFC and one EmbArk.
+"""This machine's rates, measured in a minute: its encoders, its Cassandra, one KFC and one EmbArk.
 
 In a project of its own on the servers that the feature repo names: its tables and topics are removed at the end. One
 process asks, so each rate is a floor. What is measured is what the benchmarks measure, more roughly.

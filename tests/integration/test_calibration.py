@@ -26,6 +26,7 @@ def test_this_machine_is_measured_the_file_is_planned_with_and_nothing_is_left_b
 ) -> None:
     for module in (part_rates, store_rates):
         monkeypatch.setattr(module, "SECONDS", 0.3)
+    monkeypatch.setattr(store_rates, "WARM_SECONDS", 0.0)
     monkeypatch.setattr(part_rates, "REQUESTS", 600)
     monkeypatch.setattr("embark.encoders.MEASURE_SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
