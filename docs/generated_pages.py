@@ -19,15 +19,29 @@ COPIED = {
     "about/contributing.md": "CONTRIBUTING.md",
     "about/security.md": "SECURITY.md",
 }
+NOTEBOOKS = {"first-look.md": "examples/first_look.py"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages."""
     made = {page: linked((ROOT / file).read_text()) for page, file in COPIED.items()}
+    made |= {page: notebook((ROOT / file).read_text()) for page, file in NOTEBOOKS.items()}
     made |= {"reference/commands.md": commands(), "reference/settings.md": settings()}
     for page, content in made.items():
         files.append(File.generated(config, page, content=content))
     return files
+
+
+def notebook(text: str) -> str:
+    """A notebook in cells (`# %%`) as a page: cells of markdown as they are, those of code in blocks."""
+    pieces = []
+    for cell in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
+        kind, _, content = cell.partition("\n")
+        if kind.strip() == "[markdown]":
+            pieces.append(re.sub(r"^# ?", "", content.strip(), flags=re.MULTILINE))
+        else:
+            pieces.append(f"```python\n{content.strip()}\n```")
+    return "\n\n".join(pieces) + "\n"
 
 
 def linked(text: str) -> str:
@@ -45,6 +59,8 @@ def commands() -> str:
         "",
     ]
     lines[2] += " 1 where what it was to do did not hold or failed, 2 where it was called wrongly, 130 after Ctrl-C."
+    lines[2] += " With `--json` the answer goes to standard output and all else to standard error; servers log as JSON"
+    lines[2] += " with `EMBARK_LOG_FORMAT=json`. `embark completion SHELL` has a shell complete commands and options."
     for path, command in walked(cli, ("embark",)):
         context = click.Context(command, info_name=" ".join(path))
         context.max_content_width = 100

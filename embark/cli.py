@@ -162,7 +162,7 @@ def print_status(nodes: "list[ServerStatus]", as_json: bool) -> None:
 @click.option("--keyspace", default="embark", show_default=True, help="Cassandra keyspace.")
 @click.option("--kafka", default="127.0.0.1:9092", show_default=True, help="Bootstrap servers.")
 @click.option("--cassandra", default="127.0.0.1", show_default=True, help="Hosts, separated by commas.")
-@click.option("--cassandra-port", type=int, default=9042, show_default=True)
+@click.option("--cassandra-port", type=int, default=9042, show_default=True, help="Of all of them.")
 @click.option("--registry", default="", metavar="URL", help="Of the registry's database; a file in FOLDER otherwise.")
 @click.option("--history", default="", metavar="URI", help="Where histories lie; a folder in FOLDER otherwise.")
 @click.option("--s3-endpoint", default="", metavar="URL", help="Of a server that speaks S3; Amazon's otherwise.")
@@ -556,10 +556,11 @@ def demo(settings: Settings, json_file: Path | None, report: Path, keep: bool) -
 
 
 @cli.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for a free one.")
+@AS_JSON
 @one_line_errors
-def photographs(port: int) -> None:
-    """Serve the demo's photographs on this machine, for something to look up. Stops with Ctrl-C.
+def photographs(port: int, as_json: bool) -> None:
+    """Serve the demo's photographs on this machine, for something to look up, and print their URLs. Stops with Ctrl-C.
 
     Example: embark photographs --port 8000
     """
@@ -567,6 +568,9 @@ def photographs(port: int) -> None:
     from embark.photographs import PhotographServer
 
     with stopped_by_signals() as stop, PhotographServer(port) as server:
-        for url in server.urls.values():
-            out.print(url)
+        if as_json:
+            click.echo(json.dumps(server.urls, indent=2))
+        else:
+            for url in server.urls.values():
+                out.print(url)
         stop.wait()

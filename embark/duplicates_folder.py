@@ -1,7 +1,8 @@
 """The folder of `embark duplicates`: what was found, and what the next run needs to search only what is new."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,44 +11,86 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from encoders.spec import EncoderSpec
+from training.duplicate_threshold import Threshold
 from training.duplicates import DuplicatesError, Searched
 
-THRESHOLD, GROUPS, PAGE = "threshold.json", "groups.parquet", "groups.html"
+THRESHOLD, CURVE, GROUPS, PAGE = "threshold.json", "threshold.png", "groups.parquet", "groups.html"
 STATE = "state.json"
+UNCALIBRATED = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Which threshold a run has for a view: given, calibrated, or neither.
+
+    Attributes:
+        centre: (dim,) that was calibrated with.
+    """
+
+    spec: EncoderSpec
+    threshold: float
+    calibrated: bool
+    centre: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, path: Path, spec: EncoderSpec, threshold: float | None) -> "Asked":
+        """The one that was given, else the one that was calibrated and is kept at `path`, else 0.95.
+
+        Raises:
+            DuplicatesError: the one that is kept is of another encoder.
+        """
+        if threshold is None and path.exists():
+            kept = Threshold.read(path, spec)
+            centre = np.array(kept.centre, dtype=np.float32)
+            return cls(spec=spec, threshold=kept.similarity, calibrated=True, centre=centre)
+        return cls(spec=spec, threshold=threshold or UNCALIBRATED, calibrated=False, centre=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sought:
+    """A view as it was searched: what its pairs depend on. `centre` is (dim,)."""
+
+    view: str
+    fingerprint: str
+    threshold: float
+    centre: Sequence[float]
+
+    def fits(self, asked: Asked) -> bool:
+        """Whether its pairs are those of a run with that threshold, and that centre where one was calibrated with."""
+        same_centre = asked.centre is None or np.array_equal(np.array(self.centre, dtype=np.float32), asked.centre)
+        return self.threshold == asked.threshold and same_centre
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Before:
-    """An earlier run: its threshold and centre (dim,), and what it searched."""
+    """An earlier run: the views, and what it searched."""
 
-    threshold: float
-    centre: NDArray[np.float32]
+    views: Sequence[Sought]
     searched: Searched
 
-    def fits(self, threshold: float, centre: NDArray[np.float32] | None) -> bool:
-        """Whether its pairs are those of a run with that threshold, and that centre where one was calibrated with."""
-        return self.threshold == threshold and (centre is None or np.array_equal(self.centre, centre))
+    def fits(self, asked: Sequence[Asked]) -> bool:
+        """Whether it may be gone on with; pairs between two thresholds were not kept."""
+        return all(view.fits(each) for view, each in zip(self.views, asked, strict=True))
 
 
-def read_before(folder: Path, spec: EncoderSpec) -> Before | None:
+def read_before(folder: Path, specs: Sequence[EncoderSpec]) -> Before | None:
     """The last whole run in the folder; None where there was none.
 
     Raises:
-        DuplicatesError: it was of another encoder.
+        DuplicatesError: it was of other encoders.
     """
     try:
         state = json.loads((folder / STATE).read_text())
     except FileNotFoundError:
         return None
-    if (state["view"], state["fingerprint"]) != (spec.view, spec.fingerprint):
-        raise DuplicatesError(
-            f"{folder} holds duplicates of {state['view']} with fingerprint {state['fingerprint']}, {spec.view} has"
-            f" {spec.fingerprint}: give another --out, or --anew"
-        )
+    views = [Sought(**each) for each in state["views"]]
+    if [(each.view, each.fingerprint) for each in views] != [(spec.view, spec.fingerprint) for spec in specs]:
+        there = " and ".join(f"{each.view} with fingerprint {each.fingerprint}" for each in views)
+        asked = " and ".join(f"{spec.view} with fingerprint {spec.fingerprint}" for spec in specs)
+        raise DuplicatesError(f"{folder} holds duplicates of {there}, not of {asked}: give another --out, or --anew")
     pairs = pq.read_table(folder / state["pairs"])
     return Before(
-        threshold=state["threshold"],
-        centre=np.array(state["centre"], dtype=np.float32),
+        views=views,
         searched=Searched(
             ids=pq.read_table(folder / state["seen"])["embedding_id"].to_numpy(),
             left=pairs["left"].to_numpy(),
@@ -57,9 +100,7 @@ def read_before(folder: Path, spec: EncoderSpec) -> Before | None:
     )
 
 
-def write_after(
-    folder: Path, spec: EncoderSpec, threshold: float, centre: NDArray[np.float32], searched: Searched, groups: pa.Table
-) -> None:
+def write_after(folder: Path, views: Sequence[Sought], searched: Searched, groups: pa.Table) -> None:
     """Writes groups and state. A run that is killed meanwhile leaves the state of before."""
     folder.mkdir(parents=True, exist_ok=True)
     run = 1 + max((int(p.suffixes[0][1:]) for p in folder.glob("seen.*.parquet")), default=0)
@@ -68,23 +109,13 @@ def write_after(
     pq.write_table(
         pa.table({"left": searched.left, "right": searched.right, "similarity": searched.similarity}), folder / pairs
     )
-    described = groups.replace_schema_metadata(
-        {
-            b"embark.view": spec.view.encode(),
-            b"embark.fingerprint": spec.fingerprint.encode(),
-            b"embark.threshold": str(threshold).encode(),
-        }
-    )
-    pq.write_table(described, folder / "groups.new")
-    (folder / "groups.new").replace(folder / GROUPS)
-    state = {
-        "view": spec.view,
-        "fingerprint": spec.fingerprint,
-        "threshold": threshold,
-        "centre": centre.tolist(),
-        "seen": seen,
-        "pairs": pairs,
+    described = {
+        f"embark.{name}".encode(): " ".join(str(getattr(view, name)) for view in views).encode()
+        for name in ("view", "fingerprint", "threshold")
     }
+    pq.write_table(groups.replace_schema_metadata(described), folder / "groups.new")
+    (folder / "groups.new").replace(folder / GROUPS)
+    state = {"views": [asdict(view) for view in views], "seen": seen, "pairs": pairs}
     (folder / "state.new").write_text(json.dumps(state))
     (folder / "state.new").replace(folder / STATE)
     for old in [*folder.glob("seen.*.parquet"), *folder.glob("pairs.*.parquet")]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from embark.duplicates_folder import Asked
 from encoders.encoder import EncoderError
-from encoders.spec import EncoderSpec
 
 TEMPLATES = Path(__file__).with_name("templates")
 SIDE = 240  # pixels of a thumbnail's longer side
@@ -61,10 +62,34 @@ async def thumbnails(source: Source, keys: Sequence[str]) -> dict[str, bytes]:
     return {key: jpeg for key, jpeg in zip(dict.fromkeys(keys), made, strict=True) if jpeg is not None}
 
 
-def write_page(
-    path: Path, spec: EncoderSpec, summary: Mapping[str, Any], groups: Sequence[pa.Table], pictures: Mapping[str, bytes]
-) -> None:
-    """Writes the page; of a key without a picture it shows the key alone."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What stands on the page.
+
+    Attributes:
+        views: that were searched, with their thresholds.
+        search: how, as a run tells it: `exact`, `recall`, `recall_from_pairs`, `recall_from_planted`.
+        tiles: figures at the top, by name.
+        groups: the first rows of the first groups, of `count` in all.
+        headings: columns that are shown of each item, the first one large.
+        cosines: columns of similarities, by what they are called.
+        picture: the column whose values have pictures.
+        pictures: small JPEG files by that column's values, of those that there are.
+    """
+
+    views: Sequence[Asked]
+    search: Mapping[str, Any]
+    tiles: Mapping[str, int]
+    groups: Sequence[pa.Table]
+    count: int
+    headings: Sequence[str]
+    cosines: Mapping[str, str]
+    picture: str
+    pictures: Mapping[str, bytes]
+
+
+def write_page(path: Path, shown: Shown) -> None:
+    """Writes the page; of an item without a picture it shows the headings alone."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -72,13 +97,14 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbered = {key: f"p{number}" for number, key in enumerate(pictures, 1)}  # CSS classes
+    numbered = {key: f"p{number}" for number, key in enumerate(shown.pictures, 1)}  # CSS classes
     page = environment.get_template("duplicates.html.j2").render(
-        spec=spec,
-        summary=summary,
-        groups=[group.to_pylist() for group in groups],
-        classes=numbered,
-        pictures={numbered[key]: base64.b64encode(jpeg).decode() for key, jpeg in pictures.items()},
+        {field.name: getattr(shown, field.name) for field in fields(shown)}
+        | {
+            "groups": [group.to_pylist() for group in shown.groups],
+            "classes": numbered,
+            "pictures": {numbered[key]: base64.b64encode(jpeg).decode() for key, jpeg in shown.pictures.items()},
+        }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -1,57 +1,84 @@
 """`embark plan`: what machines an archive will need, and how it will do."""
 
 import json
-import tomllib
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from embark.console import AS_JSON, err, one_line_errors, out
+from embark.settings import Settings
 
 if TYPE_CHECKING:
     from embark.planning.sizing import Plan
-    from embark.planning.workload import EncoderLoad, Rates
+    from embark.planning.workload import EncoderLoad
 
 MEASURED_HERE = "mobilenet_v3_small:576:142"  # benchmarks.materialize: fed by KFC, on two cores without a GPU
 
 
 @click.command()
-@click.option("--lookups", type=click.FloatRange(0, min_open=True), required=True, help="Keys a second, of each view.")
-@click.option("--items", type=click.IntRange(1), required=True, help="In the catalogue.")
-@click.option("--new-items", type=click.FloatRange(0), required=True, help="A day.")
+@click.option("--lookups", type=click.FloatRange(0, min_open=True), help="Keys a second, of each view.")
+@click.option("--items", type=click.IntRange(1), help="In the catalogue.")
+@click.option("--new-items", type=click.FloatRange(0), help="A day.")
 @click.option(
     "--encoder",
     "encoders",
     multiple=True,
-    default=(MEASURED_HERE,),
-    show_default=True,
     metavar="NAME:DIM:RATE",
-    help="Floats of an embedding, and embeddings a second of one Retina; may be given several times.",
+    help="Floats of an embedding, and embeddings a second of one Retina; may be given several times. Those of --rates"
+    f" otherwise, or {MEASURED_HERE}.",
 )
 @click.option("--days", type=click.FloatRange(0, min_open=True), default=365.0, show_default=True, help="To simulate.")
 @click.option("--skew", type=click.FloatRange(0, 3), default=0.9, show_default=True, help="Zipf's exponent.")
 @click.option("--archived", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share at the start.")
 @click.option("--change-days", type=click.FloatRange(0), default=0.0, help="Between two changes of an encoder.")
-@click.option("--change", type=click.Choice(["migrate", "cold"]), default="migrate", show_default=True)
+@click.option(
+    "--change",
+    type=click.Choice(["migrate", "cold"]),
+    default="migrate",
+    show_default=True,
+    help="Whether the new view is filled before it is served.",
+)
 @click.option(
     "--delay", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, help="Miss to hit, s."
 )
 @click.option("--hot-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Of items, in caches.")
 @click.option("--retinas", type=click.IntRange(1), help="Of each encoder; as many as are needed otherwise.")
-@click.option("--recompute-days", type=click.FloatRange(0, min_open=True), default=7.0, show_default=True)
+@click.option(
+    "--recompute-days",
+    type=click.FloatRange(0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="In which Retinas are to embed all items anew.",
+)
 @click.option(
     "--tolerated", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be OOV."
 )
-@click.option("--rates", "rates_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML.")
+@click.option(
+    "--rates",
+    "rates_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML, as of --calibrate.",
+)
+@click.option(
+    "--calibrate",
+    "calibrated",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Measure this machine first, with the servers of the feature repo; FILE keeps its other lines, as prices.",
+)
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), help="Folder for pictures.")
 @AS_JSON
+@click.pass_obj
 @one_line_errors
 def plan(
-    lookups: float,
-    items: int,
-    new_items: float,
+    settings: Settings,
+    lookups: float | None,
+    items: int | None,
+    new_items: float | None,
     encoders: tuple[str, ...],
     days: float,
     skew: float,
@@ -64,6 +91,7 @@ def plan(
     recompute_days: float,
     tolerated: float,
     rates_file: Path | None,
+    calibrated: Path | None,
     folder: Path | None,
     as_json: bool,
 ) -> None:
@@ -74,10 +102,24 @@ def plan(
     embark plan --lookups 50000 --items 1000000000 --new-items 2000000 --encoder image:512:400 --to plan
     embark plan --lookups 2000 --items 1000000 --new-items 10000 --archived 0 --days 30 --retinas 2 --json
     embark plan --lookups 2000 --items 1000000 --new-items 10000 --change-days 30 --change cold
+    embark plan --calibrate rates.toml
+    embark plan --lookups 2000 --items 1000000 --new-items 10000 --rates rates.toml
 
     Simulates arrivals by Zipf's law; a billion items take a second. docs/plan.md tells of the model, the measured rates
     and how to give your own. Exits with 0, also where an assumption of the design does not hold.
     """
+    if calibrated is not None:
+        if rates_file is not None:
+            raise click.UsageError("--calibrate writes a file of rates: leave out --rates")
+        told_rates = calibrate_here(settings, calibrated)
+        if lookups is None and items is None and new_items is None:
+            if as_json:
+                click.echo(json.dumps(told_rates, indent=2))
+            return
+        rates_file = calibrated
+    if lookups is None or items is None or new_items is None:
+        raise click.UsageError("give --lookups, --items and --new-items, or --calibrate FILE")
+    from embark.planning.rates_file import RatesFile, read_rates
     from embark.planning.sizing import make_plan
     from embark.planning.workload import DAY, Workload
 
@@ -93,11 +135,13 @@ def plan(
         delay=delay,
         hot_share=hot_share,
     )
+    rates = read_rates(rates_file) if rates_file else RatesFile(rates={})
+    loads = [encoder_load(each) for each in encoders] or rates.encoders or [encoder_load(MEASURED_HERE)]
     with err.status("simulating"):
         made = make_plan(
             workload,
-            [encoder_load(each) for each in encoders],
-            rates_of(rates_file),
+            loads,
+            rates.all_rates,
             retinas=retinas,
             recompute_days=recompute_days,
             tolerated=tolerated,
@@ -131,26 +175,38 @@ def encoder_load(text: str) -> "EncoderLoad":
     return load
 
 
-def rates_of(path: Path | None) -> "Rates":
-    """The measured rates, with those of a file in their places.
+def calibrate_here(settings: Settings, path: Path) -> dict[str, Any]:
+    """Measures, writes the file, and says what was measured; what it holds beside stays.
 
     Raises:
-        PlanError: it cannot be read, or names what is no rate.
+        PlanError: the file is there and holds something else than rates.
     """
-    from embark.planning.workload import PlanError, Rates
+    import platform
+    from datetime import UTC, datetime
 
-    if path is None:
-        return Rates()
-    try:
-        given = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path} cannot be read: {error}") from error
-    unknown = sorted(set(given) - set(Rates.__slots__))
-    if unknown or not all(type(value) in (int, float) for value in given.values()):
-        raise PlanError(
-            f"{path}: {', '.join(unknown) or 'a value'} is no rate; they are numbers named {', '.join(Rates.__slots__)}"
-        )
-    return Rates(**given)
+    import psutil
+
+    from embark.planning.calibration import calibrate
+    from embark.planning.rates_file import RatesFile, read_rates, write_rates
+
+    before = read_rates(path) if path.exists() else RatesFile(rates={})
+    with err.status("measuring") as status:
+        done = calibrate(settings, lambda step: status.update(f"measuring: {escape(step)}"))
+    made = RatesFile(rates={**before.rates, **done.rates}, encoders=done.encoders or before.encoders)
+    machine = f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB, {platform.platform()}"
+    comments = [f"measured by embark plan --calibrate on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {machine}"]
+    comments += [f"not measured: {each}".replace("\n", " ") for each in done.missing]
+    write_rates(path, made, comments)
+    for name, rate in done.rates.items():
+        err.print(f"{name:<22} {rate:>12,.2f}")
+    for each in done.encoders:
+        err.print(f"{each.name:<22} {each.per_second:>12,.1f} embeddings a second, {each.dim} floats")
+    for lacking in done.missing:
+        err.print(f"[yellow]not measured: {escape(lacking)}[/]")
+    err.print(f"wrote {path}; next: embark plan --rates {path} --lookups N --items N --new-items N")
+    return {"file": str(path), "rates": done.rates, "encoders": [asdict(e) for e in done.encoders]} | {
+        "not_measured": done.missing
+    }
 
 
 def show_plan(plan: "Plan") -> None:

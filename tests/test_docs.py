@@ -87,6 +87,20 @@ def test_every_command_stands_in_the_map_once_and_has_an_example_that_is_one() -
             parsed(cli, list(takewhile(lambda word: word not in ENDS, words)))
 
 
+def test_every_option_says_what_it_does() -> None:
+    for path, command in commands(cli):
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert option.help, f"{path} {option.opts[0]}"
+
+
+def test_every_command_that_answers_something_prints_json() -> None:
+    endless = {"serve", "materialize", "retina", "feature-server"}  # servers: EMBARK_LOG_FORMAT=json
+    for path, command in commands(cli):
+        if not isinstance(command, click.Group) and path.split()[1] not in {*endless, "completion"}:
+            assert "--json" in {flag for option in command.params for flag in option.opts}, path
+
+
 def test_the_help_is_a_map() -> None:
     shown = CliRunner().invoke(cli, ["--help"]).stdout
     for section, names in SECTIONS.items():

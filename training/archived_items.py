@@ -1,5 +1,6 @@
 """What an encoder's view holds now: of each key the newest embedding, read from history into one matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.compute as pc
 from feast import FeatureStore
 from numpy.typing import NDArray
 
+from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline.columns import Columns
@@ -39,6 +41,20 @@ class ArchivedItems:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows_of(self, spec: EncoderSpec, keys: Sequence[str | None]) -> NDArray[np.int64]:
+        """The row of each key, (K,), in whichever form it is given; -1 where it is not archived, or can be no key."""
+
+        def canonical(key: str | None) -> str | None:
+            try:
+                return None if key is None else canonical_key(spec, key)
+            except KeyRefused:
+                return None
+
+        asked = pa.array([canonical(key) for key in keys], pa.string())
+        found = pc.fill_null(pc.index_in(asked, self.keys, skip_nulls=True), -1)
+        rows: NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return rows
 
 
 def read_items(store: FeatureStore, spec: EncoderSpec, place: MatrixPlace) -> ArchivedItems:

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
 from training.archived_items import ArchivedItems
 from training.duplicates import DuplicatesError
@@ -80,21 +77,8 @@ def calibrate(
     Raises:
         DuplicatesError: columns are missing, no pair is archived, or no threshold has that precision.
     """
-    lacking = {LEFT, RIGHT, LABEL} - set(pairs.columns)
-    if lacking:
-        raise DuplicatesError(f"labelled pairs lack {', '.join(sorted(lacking))}; they have {', '.join(pairs.columns)}")
-    told = pairs[LABEL].astype(str).str.lower()
-    if not told.isin([*YES, *NO]).all():
-        raise DuplicatesError(f"the column {LABEL} holds 0 or 1")
-    label = np.array(told.isin(YES), dtype=np.bool_)
-    rows = [_rows(items, spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
-    there = (rows[0] >= 0) & (rows[1] >= 0)
-    if not label[there].any():
-        raise DuplicatesError(
-            f"of {len(pairs)} labelled pairs {int(there.sum())} are archived, and none of these is a duplicate"
-        )
-    similarity = np.einsum("ij,ij->i", items.vectors[rows[0][there]], items.vectors[rows[1][there]])
-    cut, precision, recall = precision_cut(similarity, label[there], target)
+    similarity, label = labelled_similarity(items, spec, pairs)
+    cut, precision, recall = precision_cut(similarity, label, target)
     return Threshold(
         view=spec.view,
         fingerprint=spec.fingerprint,
@@ -102,11 +86,46 @@ def calibrate(
         target=target,
         precision=precision,
         recall=recall,
-        pairs=int(there.sum()),
-        duplicates=int(label[there].sum()),
-        missing=int((~there).sum()),
+        pairs=len(label),
+        duplicates=int(label.sum()),
+        missing=len(pairs) - len(label),
         centre=centre.tolist(),
     )
+
+
+def labelled_similarity(
+    items: ArchivedItems, spec: EncoderSpec, pairs: pd.DataFrame
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The similarity (P,) of each labelled pair that is archived, and whether it is a duplicate; see `calibrate`."""
+    lacking = {LEFT, RIGHT, LABEL} - set(pairs.columns)
+    if lacking:
+        raise DuplicatesError(f"labelled pairs lack {', '.join(sorted(lacking))}; they have {', '.join(pairs.columns)}")
+    told = pairs[LABEL].astype(str).str.lower()
+    if not told.isin([*YES, *NO]).all():
+        raise DuplicatesError(f"the column {LABEL} holds 0 or 1")
+    label = np.array(told.isin(YES), dtype=np.bool_)
+    rows = [items.rows_of(spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
+    there = (rows[0] >= 0) & (rows[1] >= 0)
+    if not label[there].any():
+        raise DuplicatesError(
+            f"of {len(pairs)} labelled pairs {int(there.sum())} are archived, and none of these is a duplicate"
+        )
+    similarity = np.einsum("ij,ij->i", items.vectors[rows[0][there]], items.vectors[rows[1][there]])
+    return similarity, label[there]
+
+
+def precision_recall(
+    similarity: NDArray[np.floating], label: NDArray[np.bool_]
+) -> tuple[NDArray[np.floating], NDArray[np.float64], NDArray[np.float64]]:
+    """Each threshold (T,) that tells pairs apart, the highest first; precision and recall of the pairs at or above it.
+
+    Args:
+        similarity, label: (P,) of pairs, of which some are duplicates.
+    """
+    order = np.argsort(-similarity, kind="stable")
+    ordered, true = similarity[order], np.cumsum(label[order])
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # a threshold cannot part equal ones
+    return ordered[last], true[last] / (last + 1), true[last] / true[-1]
 
 
 def precision_cut(
@@ -120,32 +139,11 @@ def precision_cut(
     Raises:
         DuplicatesError: there is none.
     """
-    order = np.argsort(-similarity, kind="stable")
-    ordered, true = similarity[order], np.cumsum(label[order])
-    precision = true / np.arange(1, len(order) + 1)
-    last_of_equals = np.append(ordered[1:] != ordered[:-1], True)  # a threshold cannot part equal ones
-    allowed = np.flatnonzero(last_of_equals & (precision >= target))
+    thresholds, precision, recall = precision_recall(similarity, label)
+    allowed = np.flatnonzero(precision >= target)
     if not len(allowed):
         raise DuplicatesError(
-            f"no threshold has a precision of {target}: the nearest pairs reach {precision[last_of_equals].max():.3f}"
+            f"no threshold has a precision of {target}: the nearest pairs reach {precision.max():.3f}"
         )
     at = int(allowed[-1])
-    return float(ordered[at]), float(precision[at]), float(true[at] / true[-1])
-
-
-def _rows(items: ArchivedItems, spec: EncoderSpec, keys: Sequence[str]) -> NDArray[np.int64]:
-    """The row of each key, (P,); -1 where it is not archived, or can be none."""
-
-    def canonical(key: str) -> str | None:
-        try:
-            return canonical_key(spec, key)
-        except KeyRefused:
-            return None
-
-    asked = pa.array([canonical(key) for key in keys], pa.string())
-    found: NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(asked, items.keys, skip_nulls=True), -1)
-        .to_numpy(zero_copy_only=False)
-        .astype(np.int64)
-    )
-    return found
+    return float(thresholds[at]), float(precision[at]), float(recall[at])

@@ -109,10 +109,10 @@ def find_duplicates(
     Raises:
         TooManyPairs: the threshold is too low.
     """
-    same_content = _firsts(_content_codes(items, texts))  # (N,) row of the first item with that content
-    same_vector = _first_equal(items.vectors)
+    same_content = firsts(content_codes(items, texts))  # (N,) row of the first item with that content
+    same_vector = first_equal(items.vectors)
     everyone = np.arange(len(items))
-    same = _components(len(items), [(everyone, same_content), (everyone, same_vector)])  # (N,)
+    same = components(len(items), [(everyone, same_content), (everyone, same_vector)])  # (N,)
 
     # Of each set of equal ones a single item is searched: one that was searched before, where there is any.
     known = np.isin(items.ids, before.ids) if before is not None else np.zeros(len(items), dtype=np.bool_)
@@ -127,11 +127,11 @@ def find_duplicates(
     )
     left, right, similarity = searched[found.left], searched[found.right], found.similarity
     if before is not None:
-        kept_left, kept_right, kept = _still(before, items.ids, searched)
+        kept_left, kept_right, kept = still_near(before, items.ids, searched)
         left, right = np.concatenate([kept_left, left]), np.concatenate([kept_right, right])
         similarity = np.concatenate([kept, similarity])
 
-    group = _components(len(items), [(everyone, same_content), (everyone, same_vector), (left, right)])
+    group = components(len(items), [(everyone, same_content), (everyone, same_vector), (left, right)])
     ids = np.sort(items.ids[searched])
     return Duplicates(
         table=_table(items, group, same_content, same_vector),
@@ -142,7 +142,7 @@ def find_duplicates(
     )
 
 
-def _content_codes(items: ArchivedItems, texts: bool) -> NDArray[np.int64]:
+def content_codes(items: ArchivedItems, texts: bool) -> NDArray[np.int64]:
     """Numbers (N,), equal where the content is; each its own where it is not known."""
     if texts:
         plain = pc.utf8_lower(pc.utf8_normalize(items.keys, form="NFKC"))
@@ -153,13 +153,13 @@ def _content_codes(items: ArchivedItems, texts: bool) -> NDArray[np.int64]:
     return np.where(codes < 0, len(items) + np.arange(len(items)), codes)
 
 
-def _firsts(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def firsts(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The row (N,) of the first that has the same number."""
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return first[inverse]
 
 
-def _first_equal(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+def first_equal(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     """The row (N,) of the first equal vector: by 64 bits of hash, and then by the vectors themselves."""
     draw = np.random.default_rng(0)
     odd = draw.integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -167,7 +167,7 @@ def _first_equal(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     for start in range(0, len(vectors), SLICE):
         words = np.ascontiguousarray(vectors[start : start + SLICE] + np.float32(0)).view(np.uint32)  # -0 is 0
         hashes[start : start + SLICE] = (words.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
-    first = _firsts(hashes.view(np.int64))
+    first = firsts(hashes.view(np.int64))
     for start in range(0, len(vectors), SLICE):
         rows = np.arange(start, min(start + SLICE, len(vectors)))
         rows = rows[first[rows] != rows]
@@ -176,7 +176,7 @@ def _first_equal(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     return first
 
 
-def _components(count: int, edges: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
+def components(count: int, edges: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
     """The number (N,) of each row's connected component."""
     left = np.concatenate([one for one, _ in edges])
     right = np.concatenate([other for _, other in edges])
@@ -185,7 +185,7 @@ def _components(count: int, edges: list[tuple[NDArray[np.int64], NDArray[np.int6
     return labels
 
 
-def _still(
+def still_near(
     before: Searched, ids: NDArray[np.int64], searched: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """The rows of pairs of before whose items are there with the same embeddings."""
@@ -196,23 +196,44 @@ def _still(
     return rows[0], rows[1], before.similarity[both]
 
 
+def in_groups(
+    group: NDArray[np.int64], event: NDArray[np.int64], ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that share their group with others: the largest group first, in a group the oldest item.
+
+    Args:
+        group, event, ids: (N,), each item's number of its group, its time, and what decides between equal times.
+
+    Returns:
+        (R,) each: the rows, the numbers of their groups from 1 on, the row of its group's first, its group's size.
+    """
+    sizes = np.bincount(group, minlength=1)
+    rows = np.flatnonzero(sizes[group] > 1)
+    rows = rows[np.lexsort((ids[rows], event[rows], group[rows], -sizes[group[rows]]))]
+    starts = np.concatenate([[True], group[rows][1:] != group[rows][:-1]]) if len(rows) else np.empty(0, dtype=np.bool_)
+    number = np.cumsum(starts)
+    first = rows[starts][number - 1] if len(rows) else rows
+    return rows, number, first, sizes[group[rows]]
+
+
+def similarity_of(
+    vectors: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The inner products (R,) of rows of `vectors`, a slice at a time: it may be a file."""
+    found = np.empty(len(left), dtype=np.float32)
+    for at in range(0, len(left), SLICE):
+        one, other = vectors[left[at : at + SLICE]], vectors[right[at : at + SLICE]]
+        found[at : at + SLICE] = np.einsum("ij,ij->i", one, other)
+    return found
+
+
 def _table(
     items: ArchivedItems,
     group: NDArray[np.int64],
     same_content: NDArray[np.int64],
     same_vector: NDArray[np.int64],
 ) -> pa.Table:
-    sizes = np.bincount(group, minlength=1)
-    rows = np.flatnonzero(sizes[group] > 1)
-    # the largest group first, in a group the oldest item
-    rows = rows[np.lexsort((items.ids[rows], items.event[rows], group[rows], -sizes[group[rows]]))]
-    starts = np.concatenate([[True], group[rows][1:] != group[rows][:-1]]) if len(rows) else np.empty(0, dtype=np.bool_)
-    number = np.cumsum(starts)
-    first = rows[starts][number - 1] if len(rows) else rows
-    similarity = np.empty(len(rows), dtype=np.float32)
-    for at in range(0, len(rows), SLICE):
-        one, other = items.vectors[rows[at : at + SLICE]], items.vectors[first[at : at + SLICE]]
-        similarity[at : at + SLICE] = np.einsum("ij,ij->i", one, other)
+    rows, number, first, size = in_groups(group, items.event, items.ids)
     kind = np.select(
         [rows == first, same_content[rows] == same_content[first], same_vector[rows] == same_vector[first]],
         [FIRST, SAME_CONTENT, SAME_EMBEDDING],
@@ -221,10 +242,10 @@ def _table(
     return pa.table(
         {
             "group": pa.array(number, pa.int64()),
-            "size": pa.array(sizes[group[rows]], pa.int64()),
+            "size": pa.array(size, pa.int64()),
             "key": items.keys.take(pa.array(rows)),
             "kind": pa.array(kind.tolist(), pa.string()),
-            "similarity": similarity,
+            "similarity": similarity_of(items.vectors, rows, first),
             "embedding_id": items.ids[rows],
             "event_timestamp": pa.array(items.event[rows]).cast(pa.timestamp("us", tz="UTC")),
         }

@@ -23,6 +23,8 @@ MARGIN = 0.005  # of similarity, which vectors of 8 bits a float may lose; what 
 MOST_PAIRS = 50_000_000  # x 20 bytes
 POINTS_A_LIST = 40  # that faiss trains with: it warns below 39
 
+Keep = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]  # rows (P,), (P,) → (P,); symmetric
+
 
 class TooManyPairs(Exception):
     """The threshold lies so low that the answer would not fit into memory; the message says what to do."""
@@ -62,6 +64,7 @@ def near_pairs(
     new: NDArray[np.bool_] | None = None,
     exact_items: int = EXACT_ITEMS,
     advance: Callable[[int], None] = lambda done: None,
+    keep: Keep | None = None,
 ) -> NearPairs:
     """The pairs of rows with a similarity of at least `threshold`.
 
@@ -70,6 +73,7 @@ def near_pairs(
         new: (N,) which rows to find pairs for, against all; all of them otherwise.
         exact_items: up to how many rows all are compared.
         advance: told how many rows were searched.
+        keep: which of these pairs count; all of them otherwise. Recall is that of the pairs that do.
 
     Raises:
         TooManyPairs: more than 50 million, by a sample.
@@ -82,7 +86,7 @@ def near_pairs(
         return NearPairs(left=none, right=none, similarity=np.empty(0, dtype=np.float32), exact=True)
     draw = np.random.default_rng(0)
     sample = np.sort(draw.choice(asked, min(SAMPLE, len(asked)), replace=False))
-    truth = _exactly(vectors, sample, threshold)
+    truth = _exactly(vectors, sample, threshold, keep)
     expected = len(truth) * len(asked) / len(sample)
     if expected > MOST_PAIRS:
         raise TooManyPairs(
@@ -91,14 +95,14 @@ def near_pairs(
     if count <= exact_items:
         flat = faiss.IndexFlatIP(dim)
         flat.add(np.ascontiguousarray(vectors))
-        left, right, similarity = _searched(flat, vectors, asked, old, threshold, 0.0, None, advance)
+        left, right, similarity = _searched(flat, vectors, asked, old, threshold, 0.0, None, advance, keep)
         compared = len(asked) * (count - 1) - len(asked) * (len(asked) - 1) // 2
         return NearPairs(left=left, right=right, similarity=similarity, exact=True, compared=compared)
     lists = max(1, min(int(2 * np.sqrt(count)), count // POINTS_A_LIST))
     index = _inverted(vectors, lists, draw)
     probes, planted_recall = _probes(index, vectors, threshold, lists, draw)
     parameters = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
-    left, right, similarity = _searched(index, vectors, asked, old, threshold, MARGIN, parameters, advance)
+    left, right, similarity = _searched(index, vectors, asked, old, threshold, MARGIN, parameters, advance, keep)
     found = np.unique(np.concatenate([left * count + right, right * count + left]))
     enough = len(truth) >= ENOUGH
     return NearPairs(
@@ -115,17 +119,19 @@ def near_pairs(
     )
 
 
-def _exactly(vectors: NDArray[np.float32], rows: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
+def _exactly(
+    vectors: NDArray[np.float32], rows: NDArray[np.int64], threshold: float, keep: Keep | None
+) -> NDArray[np.int64]:
     """The pairs (row, other row) of some rows with all, (P, 2)."""
     queries = vectors[rows]
     found = []
     for start in range(0, len(vectors), 16_384):
         near = queries @ vectors[start : start + 16_384].T >= threshold  # (rows, slice)
         at, other = np.nonzero(near)
-        found.append(np.stack([rows[at], other + start], axis=1))
-    pairs: NDArray[np.int64] = np.concatenate(found).astype(np.int64)
-    distinct: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
-    return distinct
+        pairs = np.stack([rows[at], other + start], axis=1)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        found.append(pairs if keep is None else pairs[keep(pairs[:, 0], pairs[:, 1])])
+    return np.concatenate(found).astype(np.int64)
 
 
 def _inverted(vectors: NDArray[np.float32], lists: int, draw: np.random.Generator) -> Any:
@@ -167,6 +173,7 @@ def _searched(
     margin: float,
     parameters: Any,
     advance: Callable[[int], None],
+    keep: Keep | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     lefts, rights, similarities = [], [], []
     for start in range(0, len(asked), QUERIES):
@@ -179,6 +186,8 @@ def _searched(
         place, left, right = place[once], left[once], right[once]
         similarity = np.einsum("ij,ij->i", queries[place], vectors[right])
         near = similarity >= threshold
+        if keep is not None:
+            near[near] = keep(left[near], right[near])
         lefts.append(left[near])
         rights.append(right[near])
         similarities.append(similarity[near])

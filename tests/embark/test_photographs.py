@@ -2,16 +2,22 @@
 
 import asyncio
 import io
+import json
 import socket
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from ipaddress import IPv4Network
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image, UnidentifiedImageError
 
+from embark.cli import cli
 from embark.photographs import PhotographServer, PortTaken
 from encoders import encoder
 from encoders.encoder import EncoderError
@@ -178,3 +184,16 @@ def test_a_port_that_is_taken_is_refused_in_one_line() -> None:
         assert port is not None
         with pytest.raises(PortTaken, match=f"cannot serve on port {port} of 127.0.0.1: Address already in use"):
             PhotographServer(port)
+
+
+def test_the_command_tells_the_urls_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def stopped_at_once() -> Iterator[threading.Event]:
+        stop = threading.Event()
+        stop.set()
+        yield stop
+
+    monkeypatch.setattr("embark.parts.stopped_by_signals", stopped_at_once)
+    told = json.loads(CliRunner().invoke(cli, ["photographs", "--port", "0", "--json"]).stdout)
+    assert len(told) == 36
+    assert told["cat"].endswith("/photographs/cat.jpg")

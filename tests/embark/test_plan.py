@@ -11,9 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from embark.cli import cli
+from embark.planning.rates_file import RatesFile, read_rates, write_rates
 from embark.planning.simulation import hot_hit_rate, simulate
 from embark.planning.sizing import make_plan
 from embark.planning.workload import DAY, EncoderLoad, PlanError, Popularity, Rates, Workload
+from embark.repo import write_repo
+from embark.servers import free_port
 
 SMALL = Workload(lookups=200.0, items=2000, new_items=0.0, archived=0.0, seconds=60.0, delay=2.0)
 IMAGES = EncoderLoad(name="images", dim=512, per_second=100.0)
@@ -137,13 +140,18 @@ def run(*arguments: object) -> Result:
 
 
 def examples() -> list[list[str]]:
+    """Of the help; the one that measures this machine is run with servers, in tests/integration/test_calibration.py."""
     lines = (cli.commands["plan"].help or "").splitlines()
-    return [line.split()[2:] for line in lines if line.strip().startswith("embark plan")]
+    told = [line.split()[2:] for line in lines if line.strip().startswith("embark plan")]
+    assert sum("--calibrate" in each for each in told) == 1
+    return [each for each in told if "--calibrate" not in each]
 
 
 @pytest.mark.parametrize("example", examples(), ids=" ".join)
 def test_the_examples_of_the_help_run(example: list[str], tmp_path: Path) -> None:
-    arguments = [tmp_path / "pictures" if each == "plan" else each for each in example]
+    (tmp_path / "rates.toml").write_text("kfc = 2000\n")
+    replaced = {"plan": tmp_path / "pictures", "rates.toml": tmp_path / "rates.toml"}
+    arguments = [replaced.get(each, each) for each in example]
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     if "--json" in example:
@@ -165,6 +173,65 @@ def test_rates_of_ones_own_replace_the_measured_ones(tmp_path: Path) -> None:
     done = run(*given)
     assert done.exit_code == 1
     assert "kcf is no rate" in done.stderr
+
+
+def test_a_file_of_rates_is_read_as_it_was_written_and_its_encoders_are_planned_with(tmp_path: Path) -> None:
+    file = RatesFile(
+        rates={"kfc": 1234.5, "store_read_us_a_float": 1e-4, "price_node": 99.0},
+        encoders=[
+            EncoderLoad(name='odd "name"__v1', dim=576, per_second=12.5),
+            EncoderLoad(name="b", dim=8, per_second=1),
+        ],
+    )
+    write_rates(tmp_path / "deep" / "rates.toml", file, ["measured by a test", "not measured: all else"])
+    assert read_rates(tmp_path / "deep" / "rates.toml") == file
+    assert file.all_rates == replace(Rates(), kfc=1234.5, store_read_us_a_float=1e-4, price_node=99.0)
+    given = ("--lookups", 10, "--items", 1000, "--new-items", 1, "--rates", tmp_path / "deep" / "rates.toml", "--json")
+    told = json.loads(run(*given).stdout)
+    assert [each["name"] for each in told["encoders"]] == ['odd "name"__v1', "b"]
+    named = json.loads(run(*given, "--encoder", "mine:4:9").stdout)
+    assert [each["name"] for each in named["encoders"]] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[encoders.a]\ndim = 5\n", "encoder a needs dim and per_second"),
+        ("[encoders.a]\ndim = 5\nper_second = 0\n", "encoder a needs dim and per_second"),
+        ("kfc = -1\n", "kfc must be above 0"),
+        ("kfc = true\n", "a value is no rate"),
+        ("kfc", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.toml").write_text(text)
+    with pytest.raises(PlanError, match=said):
+        read_rates(tmp_path / "rates.toml")
+
+
+def test_what_cannot_be_measured_is_said_and_what_the_file_holds_beside_stays(tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    write_repo(repo, cassandra_port=free_port(), kafka=f"127.0.0.1:{free_port()}")  # nothing is registered in it
+    rates = tmp_path / "rates.toml"
+    rates.write_text("price_kfc = 7\n")
+    done = CliRunner(env={"EMBARK_REPO": str(repo)}).invoke(cli, ["plan", "--calibrate", str(rates), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["rates"], told["encoders"]) == ({}, [])
+    assert told["not_measured"][0].startswith("store, kfc and embark rates: ")
+    assert read_rates(rates).rates == {"price_kfc": 7}
+    assert "# not measured: store, kfc and embark rates" in rates.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("--lookups 5 --items 5", "or --calibrate FILE"), ("--calibrate FILE --rates FILE", "leave out --rates")],
+)
+def test_what_is_lacking_or_too_much_is_told(arguments: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.toml").write_text("kfc = 1\n")
+    done = run(*arguments.replace("FILE", str(tmp_path / "rates.toml")).split())
+    assert done.exit_code == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("encoder", ["images", "images:0:5", "images:512:nan", ":512:5"])

@@ -24,7 +24,16 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 DEMO, PYTEST, *STEPS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+BACKFILLS = re.findall(r"## Backfill\n\n```bash\n(.*?)```", (ROOT / "docs" / "how-to.md").read_text(), re.DOTALL)[0]
+APPLY, DOWN = "uv run embark apply", "uv run embark down"
+RUN_HERE = {line for block in (DEMO, *STEPS, BACKFILLS, APPLY, DOWN) for line in block.strip().splitlines()}
 ADD_ENCODER, CLIENT, FEAST, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NOTEBOOK = (ROOT / "examples" / "first_look.py").read_text()
+NOTEBOOK_HELD = """
+assert (answer.status == Status.HIT).all(), answer.status
+assert course[0]["OOV"] >= 6 and cosines.shape == (8, 8)  # two were looked up before
+assert len(plt.get_fignums()) == 2 and all(plt.figure(number).axes for number in plt.get_fignums())
+"""
 READY_SECONDS = 90.0
 
 
@@ -89,7 +98,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     )
     environment = settings.as_environment()
     yield environment
-    run("uv run embark down", tmp_path, environment)
+    run(DOWN, tmp_path, environment)
 
 
 @pytest.mark.servers
@@ -136,10 +145,13 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
         assert "1 archived before, 0 duplicates, 0 refused, 1 sent" in run(in_advance, tmp_path, environment)
         assert run(second.replace("astronaut", "coffee"), tmp_path, environment).splitlines()[1].startswith("HIT")
 
+        counted, _ = (run(line, tmp_path, environment) for line in BACKFILLS.strip().splitlines())
+        assert "2 archived before" in counted
+
         # one more encoder, while all of it runs
         catalog = tmp_path / "feature_repo" / "catalog.py"
         catalog.write_text(catalog.read_text() + f"\nENCODERS.append({ADD_ENCODER})\n")
-        run(apply, tmp_path, environment)
+        run(APPLY, tmp_path, environment)
         applied = time.monotonic()
         late = second.replace("mobilenet_v3_small__v1", "resnet18__v1")
         assert run(late, tmp_path, environment).splitlines()[1].startswith("HIT")
@@ -153,6 +165,22 @@ def test_the_steps_work_as_they_stand(tmp_path: Path, environment: dict[str, str
                 [sys.executable, *code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
             )
             assert done.returncode == 0, done.stderr
+
+        # the notebook, which draws and computes nothing of use unless all of it are hits
+        notebook = NOTEBOOK.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}")
+        code = ["-W", "error::UserWarning", "-c", notebook + NOTEBOOK_HELD]
+        done = subprocess.run(
+            [sys.executable, *code],
+            cwd=tmp_path,
+            env=environment | {"MPLBACKEND": "Agg"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "as_served      ['OOV', 'HIT'] (2, 576)" in done.stdout
+        assert "as_of_content  ['HIT', 'HIT'] (2, 576)" in done.stdout
 
         # mistakes are answered in one line that says what to do
         unknown = run("uv run embark lookup nope__v1 x --json", tmp_path, environment, status=1)
