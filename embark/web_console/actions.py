@@ -10,6 +10,7 @@ from embark.repo import open_store
 from embark.settings import Settings
 from embark.web_console.letters import LetterBox
 from feature_repo.embeddings import Status
+from materializer.dead_letter_actions import NoSuchLetter
 from serving.client import EmbArkClient
 
 SAID = {
@@ -52,14 +53,16 @@ class Actions:
             chosen: `position`, or `reason` with or without `view`.
 
         Raises:
-            NoSuchLetter: the position is that of no letter.
             RetryStopped, StoreUnavailable, KafkaUnavailable: not all could be sent.
         """
         with self._lock:
-            if position := chosen.get("position"):
-                sent = self._letters.retry(positions=[position])
-            else:
-                sent = self._letters.retry(view=chosen.get("view") or None, reason=chosen["reason"])
+            try:
+                if position := chosen.get("position"):
+                    sent = self._letters.retry(positions=[position])
+                else:
+                    sent = self._letters.retry(view=chosen.get("view") or None, reason=chosen["reason"])
+            except NoSuchLetter as error:  # it was purged since the page was made
+                return f"Nothing was sent again: {error}"
         if not sent:
             return "Nothing could be sent again: the letters hold no request."
         return f"{sent} request{'s' * (sent != 1)} sent again; the letters stay in their topic until they are purged."

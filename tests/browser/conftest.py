@@ -113,6 +113,7 @@ class Archive:
             stack.enter_context(ChildProcess(part, [part], self.settings.as_environment(), folder / f"{part}.txt"))
             for part in ("retina", "materialize", "serve", "console")
         ]
+        self.retina = self.processes[0]
         self.until(self.answers, "the parts and the console do not answer")
 
     def until(self, holds: Callable[[], bool], what: str) -> None:

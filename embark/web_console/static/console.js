@@ -65,8 +65,8 @@ function draw(plot) {
   const chart = JSON.parse(plot.dataset.chart);
   const times = chart.times.map((at) => new Date(at).toISOString().slice(0, 19));
   const traces = chart.lines.map((line) => ({
-    type: "scatter", mode: times.length < 2 ? "markers" : "lines", name: line.name, x: times, y: line.values, connectgaps: false,
-    line: { color: colour(line.colour), dash: line.dash, width: 2 }, marker: { color: colour(line.colour) },
+    type: "scatter", mode: "lines+markers", name: line.name, x: times, y: line.values, connectgaps: false,
+    line: { color: colour(line.colour), dash: line.dash, width: 2 }, marker: { color: colour(line.colour), size: 4 },
     hovertemplate: `%{y:.4~g} ${chart.unit}<extra>${line.name}</extra>`,
   }));
   const axis = { color: colour("soft"), gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), tickfont: { size: 11 }, automargin: true };
@@ -123,9 +123,9 @@ async function stayLive() {
 
 document.querySelectorAll("[data-live], [data-live-list] > *").forEach((each) => shown.set(each.id, serverHtml(each)));
 document.addEventListener("theme", drawAll);
-document.addEventListener("error", (event) => { // a picture that cannot be had
-  if (event.target instanceof HTMLImageElement) event.target.closest(".frame")?.classList.add("none");
-}, true);
+function lacks(image) { image.closest(".frame")?.classList.add("none"); } // a picture that cannot be had
+document.addEventListener("error", (event) => { if (event.target instanceof HTMLImageElement) lacks(event.target); }, true);
+document.querySelectorAll(".frame img").forEach((each) => { if (each.complete && !each.naturalWidth) lacks(each); });
 const pause = document.getElementById("pause");
 if (pause) {
   pause.addEventListener("click", () => {
