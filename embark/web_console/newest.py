@@ -15,9 +15,10 @@ from embark.web_console.near import Near
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY
 from feature_repo.offline.columns import TIME, Columns
+from feature_repo.offline.newest import HistoryUnreadable
 from feature_repo.offline.parts import TIE, current, folder_of
 from materializer.messages import EmbedRequest, MalformedMessage
-from materializer.process import topic_reader, topics_of
+from materializer.process import KafkaUnavailable, topic_reader, topics_of
 
 SHOWN = 12
 TAIL = 3 * SHOWN  # requests of a partition that are looked at: some are of keys that are asked for in several views
@@ -42,6 +43,19 @@ class Item:
     near: Near | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latest:
+    """The newest items.
+
+    Attributes:
+        found: newest first.
+        missing: why some may be missing: one of the sources did not answer; empty where all did.
+    """
+
+    found: Sequence[Item]
+    missing: str = ""
+
+
 class States(Protocol):
     """What is asked: `embark.web_console.archive.ArchiveReader`."""
 
@@ -62,15 +76,26 @@ class Newest:
     sources: Sequence[Callable[[Mapping[str, EncoderSpec]], Iterable[tuple[str, str, float]]]]
     near: Callable[[EncoderSpec, KeyState], Near | None]
 
-    def read(self, specs: Mapping[str, EncoderSpec]) -> list[Item]:
-        """The newest items, newest first, at most `SHOWN`."""
+    def read(self, specs: Mapping[str, EncoderSpec]) -> Latest:
+        """The newest items, at most `SHOWN`.
+
+        Raises:
+            KafkaUnavailable, HistoryUnreadable: no source answers.
+            NothingApplied: nothing has been registered in this project.
+        """
         # 1. what came, each key once
         came: dict[tuple[str, str], float] = {}
+        away: list[Exception] = []
         for source in self.sources:
-            for view, key, at in source(specs):
-                if view in specs:
-                    named = specs[view].modality, key
-                    came[named] = max(at, came.get(named, at))
+            try:
+                for view, key, at in source(specs):
+                    if view in specs:
+                        named = specs[view].modality, key
+                        came[named] = max(at, came.get(named, at))
+            except (KafkaUnavailable, HistoryUnreadable) as error:
+                away.append(error)
+        if away and len(away) == len(self.sources):
+            raise away[0]
         newest = sorted(came, key=lambda named: (-came[named], named))[:SHOWN]
         # 2. what each view of their modality knows
         states: dict[tuple[str, str], list[KeyState]] = {named: [] for named in newest}
@@ -79,7 +104,7 @@ class Newest:
             for key, state in zip(keys, self.archive.states(spec, keys), strict=True):
                 states[spec.modality, key].append(state)
         # 3. what is near, in the first view that has an embedding
-        return [
+        items = [
             Item(
                 key=key,
                 modality=modality,
@@ -91,6 +116,7 @@ class Newest:
             )
             for modality, key in newest
         ]
+        return Latest(found=items, missing="; ".join(map(str, away)))
 
 
 def requested(store: FeatureStore) -> list[tuple[str, str, float]]:
@@ -137,7 +163,11 @@ class Embedded:
         self._before: dict[str, tuple[tuple[str, ...], list[tuple[str, str, float]]]] = {}
 
     def __call__(self, specs: Mapping[str, EncoderSpec]) -> Iterable[tuple[str, str, float]]:
-        """(view, key, seconds since 1970 when it was embedded)."""
+        """(view, key, seconds since 1970 when it was embedded).
+
+        Raises:
+            HistoryUnreadable: the files cannot be read.
+        """
         for spec in specs.values():
             folder = folder_of(self._store.get_feature_view(spec.view).batch_source)
             if folder is None:
@@ -149,6 +179,8 @@ class Embedded:
                     rows = self._last_rows(spec, folder, names)
                 except FileNotFoundError:  # a compaction came between: with the next reading
                     continue
+                except OSError as error:
+                    raise HistoryUnreadable(f"the history of {spec.view} cannot be read: {error}") from error
                 self._before[spec.view] = (names, rows)
             yield from rows
 

@@ -15,7 +15,7 @@ from embark.web_console.encoders import EncoderReader, EncoderState
 from embark.web_console.kept import Kept, Shown
 from embark.web_console.letters import LetterBox, Letters
 from embark.web_console.near import Nearby
-from embark.web_console.newest import Embedded, Item, Newest, requested
+from embark.web_console.newest import Embedded, Latest, Newest, requested
 from embark.web_console.parts import Part
 from embark.web_console.trail import Trail
 from embark.web_console.vitals import EMBARK, KFC, RETINA, Vitals, vitals_of
@@ -36,7 +36,7 @@ class State:
     project: str
     vitals: Vitals
     encoders: Shown[list[EncoderState]]
-    newest: Shown[list[Item]]
+    newest: Shown[Latest]
     letters: Shown[Letters]
 
     def to_json(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class State:
             "project": self.project,
             "vitals": asdict(self.vitals),
             "encoders": _json(self.encoders, [each.to_json() for each in self.encoders.value or []]),
-            "newest": _json(self.newest, [asdict(each) for each in self.newest.value or []]),
+            "newest": _json(self.newest, asdict(self.newest.value) if self.newest.value else None),
             "dead_letters": _json(self.letters, asdict(self.letters.value) if self.letters.value else None),
         }
 

@@ -12,7 +12,7 @@ from embark.web_console.encoders import EncoderState
 from embark.web_console.kept import Shown
 from embark.web_console.letters import Letter, Letters
 from embark.web_console.near import Nearby
-from embark.web_console.newest import Item
+from embark.web_console.newest import Item, Latest
 from embark.web_console.state import State, parts_of
 from embark.web_console.trail import Trail
 from embark.web_console.vitals import vitals_of
@@ -92,7 +92,10 @@ class FakeObserved:
             vitals=vitals_of(self.trail),
             encoders=Shown(value=encoders, problem=EVIL, read_at=1.0),
             newest=Shown(
-                value=[item("image", ARCHIVED[0]), item("text", EVIL), item("image", "http://a.example/gone")]
+                value=Latest(
+                    found=[item("image", ARCHIVED[0]), item("text", EVIL), item("image", "http://a.example/gone")],
+                    missing=EVIL,
+                )
             ),
             letters=Shown(
                 value=Letters(total=2, counts=[(EVIL, EVIL, 1), (IMAGE_VIEW, "NotFound", 1)], newest=letters)

@@ -30,6 +30,7 @@ from feature_repo.embeddings import OOV_KEY
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import encoder_specs
 from materializer.dead_letter_actions import NoSuchLetter
+from materializer.process import KafkaUnavailable
 from tests.embark.web_console.fakes import (
     ARCHIVED,
     IMAGE,
@@ -64,7 +65,7 @@ def test_newest_items_stand_once_each_newest_first_with_every_view_of_their_moda
 
     archive = FakeArchive()
     near = Nearby(archive, lambda view: 3)
-    found = Newest(archive, [asked, embedded], near.of).read({**SPECS, other.view: other})
+    found = Newest(archive, [asked, embedded], near.of).read({**SPECS, other.view: other}).found
     assert [(each.modality, each.key, each.at) for each in found] == [
         ("image", cat, 5.0),
         ("image", gone, 3.0),
@@ -78,8 +79,21 @@ def test_newest_items_stand_once_each_newest_first_with_every_view_of_their_moda
 
 def test_no_more_items_than_are_shown_are_asked_about() -> None:
     many = [(TEXT_VIEW, f"title {i}", float(i)) for i in range(5 * SHOWN)]
-    found = Newest(FakeArchive(), [lambda _: many], lambda spec, state: None).read(SPECS)
+    found = Newest(FakeArchive(), [lambda _: many], lambda spec, state: None).read(SPECS).found
     assert [each.at for each in found] == [float(5 * SHOWN - 1 - i) for i in range(SHOWN)]
+
+
+def test_what_one_source_does_not_tell_another_does() -> None:
+    def away(_: Mapping[str, EncoderSpec]) -> Iterable[tuple[str, str, float]]:
+        raise KafkaUnavailable("Kafka does not answer")
+
+    newest = Newest(FakeArchive(), [away, lambda _: [(TEXT_VIEW, "a", 1.0)]], lambda spec, state: None)
+    assert ([each.key for each in newest.read(SPECS).found], newest.read(SPECS).missing) == (
+        ["a"],
+        "Kafka does not answer",
+    )
+    with pytest.raises(KafkaUnavailable):
+        Newest(FakeArchive(), [away], lambda spec, state: None).read(SPECS)
 
 
 # ── near ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
