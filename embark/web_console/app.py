@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -112,7 +113,8 @@ class ConsoleApp:
         """The state for programs, as `embark console --json` prints it."""
         self._reader(request)
         state = await run_in_threadpool(self._observed.state)
-        return JSONResponse(state.to_json())
+        # Not Starlette's own JSON, which has no escape for half a surrogate pair.
+        return Response(json.dumps(state.to_json(), allow_nan=False), media_type="application/json")
 
     async def picture(self, request: Request) -> Response:
         """The thumbnail of a key that one of our pages shows: its address is signed, so no other site can have any."""
@@ -240,7 +242,7 @@ class ConsoleApp:
 
     def _page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> HTMLResponse:
         page = self._pages.render(name, session=session, project=self._observed.project, **values)
-        return HTMLResponse(page, status_code=status)
+        return HTMLResponse(page.encode(errors="replace"), status_code=status)  # a key may hold half a surrogate pair
 
     async def refused(self, request: Request, error: Exception) -> Response:
         """An error as a page, or as JSON for programs; who has to sign in is led there."""

@@ -129,8 +129,7 @@ class ArchiveReader:
         if not keys:
             return {}
         rows, marks = self._parts()
-        with self._lock:  # the registry's cache belongs to one thread at a time
-            read = rows.read(spec, keys)
+        read = rows.read(spec, keys)
         hit = dict(zip(keys, (read.status == Status.HIT).tolist(), strict=True))
         why = marks.read(spec.view, [key for key in keys if not hit[key]])
         return {

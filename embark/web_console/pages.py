@@ -65,7 +65,8 @@ class Pages:
 
     def picture_url(self, key: str) -> str:
         """Where the thumbnail of a key is; only this process can make such an address."""
-        return "/picture?" + urlencode({"key": key, "sign": self._access.signed("picture", key)})
+        signed = {"key": key, "sign": self._access.signed("picture", key)}
+        return "/picture?" + urlencode(signed, errors="replace")
 
 
 def item_url(key: str, kind: str, **more: str) -> str:

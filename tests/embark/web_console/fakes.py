@@ -93,7 +93,11 @@ class FakeObserved:
             encoders=Shown(value=encoders, problem=EVIL, read_at=1.0),
             newest=Shown(
                 value=Latest(
-                    found=[item("image", ARCHIVED[0]), item("text", EVIL), item("image", "http://a.example/gone")],
+                    found=[
+                        item("image", ARCHIVED[0]),
+                        item("text", EVIL),
+                        item("image", "http://a.example/gone\ud800"),
+                    ],
                     missing=EVIL,
                 )
             ),
