@@ -130,6 +130,8 @@ def retry(
     from embark.repo import open_store
     from embark.resending import resend
     from embark.starting import COLUMNS
+    from feature_repo.failures import CassandraFailureMarks
+    from feature_repo.session import connect
     from materializer.dead_letter_actions import plan_retry
     from materializer.process import topics_of
 
@@ -139,7 +141,7 @@ def retry(
         raise click.UsageError("--all and positions exclude each other")
     letters = chosen(read(settings), view=view, reason=reason, positions=positions)
     store = open_store(settings.repo)
-    _, topics = topics_of(store)
+    servers, topics = topics_of(store)
     retries, refused = plan_retry(letters, topics)
     for each in refused:
         err.print(f"{each.letter.position} cannot be sent again: {printable(each.why)}", markup=False)
@@ -147,9 +149,10 @@ def retry(
     if retries:
         if not yes:
             click.confirm(f"Send {count} again?", abort=True, err=True)
+        marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
         with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
             task = progress.add_task("sending again", total=len(retries), visible=len(retries) >= MANY)
-            resend(store, retries, lambda more: progress.update(task, advance=more))
+            resend(servers, marks, retries, lambda more: progress.update(task, advance=more))
     if as_json:
         told = {
             "sent": len(retries),

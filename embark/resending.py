@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
-
+    from feature_repo.failures import FailureMarks
     from materializer.dead_letter_actions import Retry
 
 
 def resend(
-    store: "FeatureStore", retries: "Sequence[Retry]", acknowledged: Callable[[int], None] = lambda _: None
+    servers: str,
+    marks: "FailureMarks",
+    retries: "Sequence[Retry]",
+    acknowledged: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Clears the failure marks of the keys, then sends; each is acknowledged by the broker when this returns.
 
     Args:
+        servers: bootstrap servers of Kafka.
         acknowledged: told how many more requests the broker has.
 
     Raises:
@@ -22,13 +25,9 @@ def resend(
         StoreUnavailable: a mark could not be cleared.
         KafkaUnavailable: Kafka does not answer.
     """
-    from feature_repo.failures import CassandraFailureMarks
-    from feature_repo.session import connect
     from materializer.dead_letter_actions import send_again
-    from materializer.process import CLOSE_SECONDS, kafka_reached, open_producer, topics_of
+    from materializer.process import CLOSE_SECONDS, kafka_reached, open_producer
 
-    servers, _ = topics_of(store)
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
     with kafka_reached(servers):
         producer = open_producer(servers)
     try:

@@ -1,7 +1,7 @@
 """What the console can change: ask for a key, send requests of dead letters again."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from embark.repo import open_store
 from embark.settings import Settings
 from embark.web_console.letters import LetterBox
 from feature_repo.embeddings import Status
+from feature_repo.failures import FailureMarks
 from materializer.dead_letter_actions import NoSuchLetter
 from serving.client import EmbArkClient
 
@@ -26,10 +27,12 @@ class Actions:
 
     Args:
         settings: where EmbArk and the archive are.
+        marks: answers the failure marks.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, marks: Callable[[], FailureMarks]) -> None:
         self._settings = settings
+        self._marks = marks
         self._letters = LetterBox(open_store(settings.repo))
         self._lock = threading.Lock()
 
@@ -58,9 +61,10 @@ class Actions:
         with self._lock:
             try:
                 if position := chosen.get("position"):
-                    sent = self._letters.retry(positions=[position])
+                    sent = self._letters.retry(self._marks, positions=[position])
                 else:
-                    sent = self._letters.retry(view=chosen.get("view") or None, reason=chosen["reason"])
+                    view = chosen.get("view") or None
+                    sent = self._letters.retry(self._marks, view=view, reason=chosen["reason"])
             except NoSuchLetter as error:  # it was purged since the page was made
                 return f"Nothing was sent again: {error}"
         if not sent:

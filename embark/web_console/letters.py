@@ -1,6 +1,6 @@
 """Dead letters on the page: how many by reason, the newest ones, and their retry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from feast import FeatureStore
 from kafka import TopicPartition
 
 from embark.resending import resend
+from feature_repo.failures import FailureMarks
 from materializer.dead_letter import DeadLetter, read_dead_letters
 from materializer.dead_letter_actions import count_by_view_and_reason, plan_retry, select
 from materializer.process import topic_reader, topics_of
@@ -84,8 +85,18 @@ class LetterBox:
                     self._before = ends
         return shown(self._letters)
 
-    def retry(self, *, positions: Sequence[str] = (), view: str | None = None, reason: str | None = None) -> int:
+    def retry(
+        self,
+        marks: Callable[[], FailureMarks],
+        *,
+        positions: Sequence[str] = (),
+        view: str | None = None,
+        reason: str | None = None,
+    ) -> int:
         """Sends the requests of letters again; how many requests that were.
+
+        Args:
+            marks: answers the failure marks; asked only where there is something to send.
 
         Raises:
             NoSuchLetter: a position is that of no letter.
@@ -96,7 +107,7 @@ class LetterBox:
             letters = read_dead_letters(consumer, topics)
         retries, _ = plan_retry(select(letters, view=view, reason=reason, positions=positions), topics)
         if retries:
-            resend(self._store, retries)
+            resend(servers, marks(), retries)
         return len(retries)
 
 

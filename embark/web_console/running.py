@@ -35,7 +35,7 @@ def run_console(settings: Settings, *, open_to_read: bool) -> None:
     with Observed(settings) as observed:
         app = ConsoleApp(
             observed,
-            Actions(settings),
+            Actions(settings, observed.archive.marks),
             access,
             lambda: fetcher_of(settings),
             hosts=hosts_of(settings),

@@ -27,6 +27,7 @@ from embark.web_console.thumbnails import FAILED_SECONDS, Thumbnails, small
 from encoders.encoder import DecodeError
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY
+from feature_repo.failures import MemoryFailureMarks
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import encoder_specs
 from materializer.dead_letter_actions import NoSuchLetter
@@ -227,7 +228,8 @@ def test_a_letter_that_is_gone_is_told_of(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(LetterBox, "retry", gone)
     monkeypatch.setattr("embark.web_console.actions.open_store", lambda repo: None)
-    assert "no dead letter at t:0:1" in Actions(Settings(repo=tmp_path)).retry({"position": "t:0:1"})
+    actions = Actions(Settings(repo=tmp_path), lambda: MemoryFailureMarks({}))
+    assert "no dead letter at t:0:1" in actions.retry({"position": "t:0:1"})
 
 
 # ── readings that are kept ───────────────────────────────────────────────────────────────────────────────────────────
