@@ -13,7 +13,7 @@ from tests.browser.conftest import IMAGE, PATIENCE, TOKEN, Archive, Pictures
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]  # the first one starts all of it
 
 TIME = PATIENCE * 1000  # playwright counts milliseconds
 WIDTHS = (1280, 390)

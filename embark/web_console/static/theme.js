@@ -1,7 +1,8 @@
 // Before the first paint: the theme that was chosen, or the system's.
 "use strict";
 (() => {
-  const stored = localStorage.getItem("theme");
+  const kept = (() => { try { return localStorage; } catch { return null; } })(); // a browser may forbid it
+  const stored = kept?.getItem("theme");
   const theme = stored === "light" || stored === "dark" ? stored : "system";
   if (theme !== "system") document.documentElement.dataset.theme = theme;
   document.addEventListener("DOMContentLoaded", () => {
@@ -11,10 +12,10 @@
     choice.addEventListener("change", () => {
       if (choice.value === "system") {
         delete document.documentElement.dataset.theme;
-        localStorage.removeItem("theme");
+        kept?.removeItem("theme");
       } else {
         document.documentElement.dataset.theme = choice.value;
-        localStorage.setItem("theme", choice.value);
+        kept?.setItem("theme", choice.value);
       }
       document.dispatchEvent(new Event("theme"));
     });
