@@ -31,6 +31,7 @@ from embark.rank import rank
 from embark.reembed import reembed
 from embark.settings import Settings
 from embark.train import train
+from embark.web_console.command import console
 
 if TYPE_CHECKING:
     from embark.servers import ServerStatus
@@ -506,6 +507,7 @@ cli.add_command(dead_letters)
 cli.add_command(encode)
 cli.add_command(duplicates)
 cli.add_command(plan)
+cli.add_command(console)
 cli.add_command(completion)
 cli.add_command(encoders)
 

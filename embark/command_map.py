@@ -36,6 +36,7 @@ SECTIONS = {
         "oov": "the embedding that misses of a view are answered with",
     },
     "Keep house": {
+        "console": "the state of it all as a web page",
         "dead-letters": "list, retry and purge what was given up",
         "tables": "the tables in Cassandra: used, old, orphaned",
         "compact": "few large files of history out of many small ones",

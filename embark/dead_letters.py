@@ -128,11 +128,12 @@ def retry(
     from rich.progress import Progress
 
     from embark.repo import open_store
+    from embark.resending import resend
     from embark.starting import COLUMNS
     from feature_repo.failures import CassandraFailureMarks
     from feature_repo.session import connect
-    from materializer.dead_letter_actions import plan_retry, send_again
-    from materializer.process import CLOSE_SECONDS, kafka_reached, open_producer, topics_of
+    from materializer.dead_letter_actions import plan_retry
+    from materializer.process import topics_of
 
     if not (positions or view or reason or every):
         raise click.UsageError("which ones? Name TOPIC:PARTITION:OFFSET, --view, --reason or --all")
@@ -149,19 +150,9 @@ def retry(
         if not yes:
             click.confirm(f"Send {count} again?", abort=True, err=True)
         marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
-        with kafka_reached(servers):
-            producer = open_producer(servers)
-        try:
-            with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
-                task = progress.add_task("sending again", total=len(retries), visible=len(retries) >= MANY)
-                send_again(
-                    retries,
-                    producer=producer,
-                    marks=marks,
-                    acknowledged=lambda more: progress.update(task, advance=more),
-                )
-        finally:
-            producer.close(timeout=CLOSE_SECONDS)
+        with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
+            task = progress.add_task("sending again", total=len(retries), visible=len(retries) >= MANY)
+            resend(servers, marks, retries, lambda more: progress.update(task, advance=more))
     if as_json:
         told = {
             "sent": len(retries),

@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     embark_metrics: str = Field("", pattern=ADDRESS, description="where EmbArk tells its metrics, as 127.0.0.1:9461")
     retina_metrics: str = Field("", pattern=ADDRESS, description="where Retina tells its metrics")
     kfc_metrics: str = Field("", pattern=ADDRESS, description="where KFC tells its metrics")
+    console_address: str = Field("127.0.0.1:8080", pattern=r"^.+:[0-9]{1,5}\z", description="where the console listens")
+    console_token: str = Field(
+        "",
+        pattern=r"^([!-~]{16,})?\z",
+        repr=False,
+        description="lets people change things in the console; 16 characters",
+    )
+    console_hosts: list[str] = Field(
+        [], description="names beside localhost by which browsers ask a console on this machine, as behind a proxy"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where Retina computes")
     retina_warm: list[str] = Field([], description="views that Retina loads and runs before it says that it is ready")
     retina_memory_mb: int = Field(
