@@ -22,6 +22,7 @@ from feast import FeatureStore
 
 from embark.child_process import ChildProcess
 from embark.cli import cli
+from embark.encoders import sample
 from embark.servers import free_port
 from embark.settings import Settings
 from encoders.spec import EncoderSpec
@@ -182,6 +183,7 @@ def archive(store: FeatureStore, spec: EncoderSpec, keys: list[str]) -> None:
 def test_the_commands_of_a_block_run(block: Block, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
     monkeypatch.setattr("embark.encoders.MEASURE_SECONDS", 0.05)
+    monkeypatch.setattr("embark.encoders.sample", lambda spec: dict(list(sample(spec).items())[:2]))
     for line in block.commands:
         assert line in ELSEWHERE or EMBARK.search(line), f"neither run nor marked: {line}"
         if line not in ELSEWHERE:
