@@ -39,6 +39,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n(?:\n(\*Not run by the tests[^\n]*\*))?", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"((?:^ {4}\S.*\n)+)(?:\n(\*Not run by the tests[^\n]*\*))?", re.MULTILINE)
 MARK = re.compile(r"\*Not run by the tests( as (it|they) stands?)?: \S.{10,}\.\*")
+ENDLESS = {"serve", "materialize", "retina", "feature-server", "photographs", "console", "up"}
 EMBARK = re.compile(r"\bembark [a-z]")
 ELSEWHERE = RUN_HERE | {PYTEST.strip(), f"uv run {MEASURE}", f"uv run {PLAN}"}
 
@@ -104,6 +105,7 @@ class Place:
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
+        assert not ENDLESS & set(words), f"a server never ends, so it is not run here: {line}"
         assert words[: words.index("embark") + 1] in (["uv", "run", "embark"], ["embark"]), line
         arguments = [each for word in words[words.index("embark") + 1 :] for each in self.expanded(word)]
         done = CliRunner(env=environment).invoke(cli, arguments, input=given)
