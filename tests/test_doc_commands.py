@@ -22,6 +22,7 @@ from feast import FeatureStore
 
 from embark.child_process import ChildProcess
 from embark.cli import cli
+from embark.encoders import sample
 from embark.servers import free_port
 from embark.settings import Settings
 from encoders.spec import EncoderSpec
@@ -38,6 +39,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n(?:\n(\*Not run by the tests[^\n]*\*))?", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"((?:^ {4}\S.*\n)+)(?:\n(\*Not run by the tests[^\n]*\*))?", re.MULTILINE)
 MARK = re.compile(r"\*Not run by the tests( as (it|they) stands?)?: \S.{10,}\.\*")
+ENDLESS = {"serve", "materialize", "retina", "feature-server", "photographs", "console", "up"}
 EMBARK = re.compile(r"\bembark [a-z]")
 ELSEWHERE = RUN_HERE | {PYTEST.strip(), f"uv run {MEASURE}", f"uv run {PLAN}"}
 
@@ -103,6 +105,7 @@ class Place:
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
+        assert not ENDLESS & set(words), f"a server never ends, so it is not run here: {line}"
         assert words[: words.index("embark") + 1] in (["uv", "run", "embark"], ["embark"]), line
         arguments = [each for word in words[words.index("embark") + 1 :] for each in self.expanded(word)]
         done = CliRunner(env=environment).invoke(cli, arguments, input=given)
@@ -182,6 +185,7 @@ def archive(store: FeatureStore, spec: EncoderSpec, keys: list[str]) -> None:
 def test_the_commands_of_a_block_run(block: Block, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
     monkeypatch.setattr("embark.encoders.MEASURE_SECONDS", 0.05)
+    monkeypatch.setattr("embark.encoders.sample", lambda spec: dict(list(sample(spec).items())[:2]))
     for line in block.commands:
         assert line in ELSEWHERE or EMBARK.search(line), f"neither run nor marked: {line}"
         if line not in ELSEWHERE:

@@ -95,7 +95,7 @@ def test_every_option_says_what_it_does() -> None:
 
 
 def test_every_command_that_answers_something_prints_json() -> None:
-    endless = {"serve", "materialize", "retina", "feature-server"}  # servers: EMBARK_LOG_FORMAT=json
+    endless = {"serve", "materialize", "retina", "feature-server", "console"}  # servers: EMBARK_LOG_FORMAT=json
     for path, command in commands(cli):
         if not isinstance(command, click.Group) and path.split()[1] not in {*endless, "completion"}:
             assert "--json" in {flag for option in command.params for flag in option.opts}, path

@@ -21,6 +21,7 @@ from embark.repo import check_repo
 from embark.settings import Settings
 from feature_repo.session import StoreUnavailable
 from feature_repo.views import NothingApplied
+from materializer.archive import ArchiveUnavailable
 from materializer.process import KafkaUnavailable
 
 
@@ -61,10 +62,14 @@ def calibrate(settings: Settings, progress: Callable[[str], None]) -> Calibratio
         except (NothingApplied, StoreUnavailable) as error:
             done.missing.append(f"store, kfc and embark rates: {error}")
             return done
-        progress("writes to Cassandra")
-        done.rates["store_writes"], keys = writes(bench)
-        progress("reads from Cassandra")
-        done.rates["store_read_us"], done.rates["store_read_us_a_float"] = reads(bench, keys)
+        try:
+            progress("writes to Cassandra")
+            done.rates["store_writes"], keys = writes(bench)
+            progress("reads from Cassandra")
+            done.rates["store_read_us"], done.rates["store_read_us_a_float"] = reads(bench, keys)
+        except (ArchiveUnavailable, StoreUnavailable) as error:
+            done.missing.append(f"other rates: {error}")
+            return done
         progress("KFC")
         try:
             done.rates["kfc"] = archived(bench)
