@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     hot_cache_mb: float = Field(256, ge=0, description="of vectors in memory, for each view in each process of EmbArk")
     hot_cache_seconds: float = Field(300, gt=0, description="after which a hot vector is read again in any case")
     lookup_budget_ms: float = Field(2000, gt=0, description="of a look-up; what the store has not told is UNAVAILABLE")
-    max_calls: int = Field(256, ge=1, description="that a process of EmbArk answers at a time; more are refused")
+    max_calls: int = Field(128, ge=1, description="that a process of EmbArk answers at a time; more are refused")
     requests_per_second: float = Field(5000, gt=0, description="for missing keys, of each process of EmbArk")
     drain_seconds: float = Field(0, ge=0, description="for which an ending EmbArk tells balancers before it stops")
     reflection: bool = Field(True, description="whether EmbArk tells clients such as grpcurl what there is to call")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from serving.refusals import Overloaded, TooLate
 
-MAX_CALLS = 256  # of one process; at 500 keys of 512 floats their answers have 256 MB
+MAX_CALLS = 128  # of one process; at 500 keys of 512 floats their answers have 128 MB
 MARGIN_SECONDS = 0.005  # for the answer to reach its caller
 MARGIN_SHARE = 0.1  # of the time that is left, where that is more
 

@@ -16,8 +16,8 @@ from serving.transport import Tls, TransportRefused
 
 GRACE_SECONDS = 10.0  # > the longest budget of a look-up
 # Beyond those that are answered: calls whose answer its reader has not taken yet, health, reflection.
-MORE_CALLS = 2
-PENDING = 8  # part of MAX_CALLS: 32 that nobody has looked at; 500 hot keys each, that is a twentieth of a second
+MORE_CALLS = 32
+PENDING = 4  # part of MAX_CALLS: 32 that nobody has looked at; 500 hot keys each, that is a twentieth of a second
 NAMES = (
     DESCRIPTOR.services_by_name["EmbArk"].full_name,
     health.SERVICE_NAME,
@@ -34,7 +34,7 @@ class EmbArkServer:
         tls: None: plain text.
         shared_port: other processes listen on the port as well; the kernel spreads connections over them.
         reflected: tells clients such as grpcurl what there is to call.
-        max_calls: that are held in memory, in multiples of MORE_CALLS; a PENDINGth of them may wait to be looked at.
+        max_calls: that are held in memory, and MORE_CALLS; a PENDINGth of them may wait to be looked at.
         drain_seconds: between telling that it ends and taking no more calls, for balancers to hear of it.
     """
 
@@ -53,7 +53,7 @@ class EmbArkServer:
         self._tls = tls
         self._drain_seconds = drain_seconds
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=max_calls * MORE_CALLS,
+            maximum_concurrent_rpcs=max_calls + MORE_CALLS,
             options=[
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 ("grpc.max_send_message_length", MAX_REPLY_BYTES),
