@@ -5,7 +5,8 @@
 One real Cassandra, one process for each server, one client that ends with a numpy matrix. `feast serve` with the stock
 Cassandra store and with ours, EmbArk cold (no hot cache: every key is read from Cassandra), EmbArk hot (every key in
 memory), and a grpc.aio server that answers the very bytes of EmbArk's reply. Then EmbArk alone: the most keys a second
-that two client processes get, and percentiles in an open loop of at least 100,000 calls in all (100 keys each).
+that two client processes get, and percentiles in an open loop of at least 100,000 calls in all (100 keys each), with no
+new keys and with one a call. Twelve minutes, or three with --fast.
 
 Claims, at 500 keys of 512 floats, p50: hot at least 80 times faster than stock `feast serve`, and at most 1.5 times the
 floor; cold at least 15 times faster, and its p99 at most twice that of the driver alone, in the client's process.
@@ -58,7 +59,10 @@ STOCK, OURS = "feast serve, stock", "feast serve, our store"
 COLD, HOT, FLOOR, RAW = "EmbArk, cold", "EmbArk, hot", "limit: gRPC echo", "limit of cold: driver in process"
 HOT_TIMES, COLD_TIMES, FLOOR_TIMES, RAW_TIMES = 80.0, 15.0, 1.5, 2.0
 SLOW = {STOCK: 1, OURS: 1, COLD: 4, HOT: 8, FLOOR: 8, RAW: 4}  # calls of each in a round
-MIXES = [("float32", 0.0), ("float16", 0.0), ("float32", 0.05), ("float16", 0.05)]
+# precision, share of new keys, calls a second, seconds: 101,000 calls. A call with a new key reads Cassandra and asks Kafka,
+# which takes several times as much of a machine on which all of these run, and the clients.
+MIXES = [("float32", 0.0, 420, 90), ("float16", 0.0, 420, 90), ("float32", 0.01, 100, 127), ("float16", 0.01, 100, 127)]
+FAST_MIXES = [("float32", 0.0, 100, 3), ("float32", 0.01, 50, 3)]
 
 
 @contextmanager
@@ -273,6 +277,7 @@ def row(what: str, way: str, milliseconds: Sequence[float] | NDArray[np.float64]
         "stock_times": None,
         "floor_times": None,
         "keys_s": None,
+        "lost": None,
     } | others
 
 
@@ -300,14 +305,11 @@ def loaded(cold: str, hot: str, items: Embedded, given: argparse.Namespace) -> l
         rows.append(row("most, 8 calls of 500", way, taken, keys_s=round(keys_s)))
         if failed:
             raise WrongAnswer(f"{failed} calls of {way} failed")
-    for precision, misses in MIXES[:1] if given.fast else MIXES:
-        rate, seconds = (100, 3) if given.fast else (420, 62)  # 62 s of 420 calls a second, four times: 104,000
+    for precision, misses, rate, seconds in FAST_MIXES if given.fast else MIXES:
         asked = base | {"address": hot, "count": 100, "rate": rate / 2, "seconds": seconds}
         keys_s, taken, failed = load(2, asked | {"precision": precision, "misses": misses})
         what = f"open loop, {rate}/s of 100 keys, {precision}, {misses:.0%} new"
-        rows.append(row(what, HOT, taken, keys_s=round(keys_s)))
-        if failed:
-            raise WrongAnswer(f"{failed} calls failed in the open loop")
+        rows.append(row(what, HOT, taken, keys_s=round(keys_s), lost=failed))
     return rows
 
 
@@ -347,6 +349,8 @@ def main() -> None:
                     f"cold {cold_times:.1f} times stock feast serve (15)": cold_times >= COLD_TIMES,
                 }
         rows += loaded(cold, hot, items, given)
+        lost = sum(row["lost"] or 0 for row in rows)
+        claims[f"{lost} calls of the open loop were not answered (0)"] = lost == 0
     publish("Look-ups of 512 floats", rows, claims, given)
 
 

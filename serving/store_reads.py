@@ -1,11 +1,15 @@
-"""Reads of what the hot cache lacks: each key once at a time, by few threads, not at all while the store is down."""
+"""Reads of what the hot cache lacks: each key once at a time, by few threads, not at all while the store is down.
+
+What a read of the store takes of this process hardly depends on how many keys it is for: waking threads and going
+through the driver is most of it. So what waits when a thread is free is read at once, of several look-ups.
+"""
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Full, Queue
 
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status
@@ -17,7 +21,8 @@ from serving.hot_cache import HotCache
 
 logger = logging.getLogger(__name__)
 
-READERS = 16  # threads: reads of the store at a time
+READERS = 4  # threads: reads of the store at a time
+MERGED_KEYS = 200  # of reads that are done at once: as many as one query takes
 WAITING = 128  # reads that wait for a thread; what is more is answered UNAVAILABLE at once
 
 
@@ -39,6 +44,18 @@ class Read:
     unknown: frozenset[str]
     began: float
 
+    def part(self, keys: Sequence[str], first: int) -> "Read":
+        """Of some of its keys, which stand together from `first` on."""
+        at = slice(first, first + len(keys))
+        rows = Embeddings(
+            vectors=self.rows.vectors[at],
+            status=self.rows.status[at],
+            embedding_id=self.rows.embedding_id[at],
+            event_time=self.rows.event_time[at],
+            failures={},
+        )
+        return Read(keys, rows, self.why, self.unknown, self.began)
+
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
@@ -47,6 +64,59 @@ class Awaited:
     read: "Future[Read]"
     keys: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A read that has not begun."""
+
+    spec: EncoderSpec
+    keys: Sequence[str]
+    cache: HotCache
+    read: "Future[Read]"
+
+
+class _Line:
+    """Reads that wait for a thread, in order; closed, it hands out what is left, and then None."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._reads: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    def put(self, read: _Waiting) -> bool:
+        """Whether there was room."""
+        with self._changed:
+            if len(self._reads) >= self._most:
+                return False
+            self._reads.append(read)
+            self._changed.notify()
+            return True
+
+    def take(self) -> list[_Waiting] | None:
+        """The next read, and with it those right behind it that are of the same encoder, if they are small."""
+        with self._changed:
+            while not self._reads:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            taken = [self._reads.popleft()]
+            count = len(taken[0].keys)
+            while self._reads and self._reads[0].cache is taken[0].cache:
+                count += len(self._reads[0].keys)
+                if count > MERGED_KEYS:
+                    break
+                taken.append(self._reads.popleft())
+            return taken
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class StoreReads:
@@ -74,7 +144,7 @@ class StoreReads:
         self.breaker = breaker or Breaker("the online store")
         self._lock = threading.Lock()
         self._under_way: dict[tuple[str, str], tuple[Future[Read], int]] = {}  # view and key → read and row in it
-        self._queue: Queue[tuple[EncoderSpec, Sequence[str], HotCache, Future[Read]] | None] = Queue(waiting)
+        self._line = _Line(waiting)
         self.refused = 0
         self._threads = [threading.Thread(target=self._work, name=f"store-{i}", daemon=True) for i in range(readers)]
         for thread in self._threads:
@@ -112,15 +182,11 @@ class StoreReads:
     @property
     def waiting(self) -> int:
         """Reads that wait for a thread."""
-        return self._queue.qsize()
+        return len(self._line)
 
     def close(self) -> None:
         """Ends the threads, when each has finished what it reads; for at most a second each."""
-        for _ in self._threads:
-            try:
-                self._queue.put(None, timeout=1)
-            except Full:
-                break
+        self._line.close()
         for thread in self._threads:
             thread.join(1)  # a daemon: one that hangs on the store holds nothing up
 
@@ -128,31 +194,31 @@ class StoreReads:
         why = None
         if not self.breaker.may_ask():
             why = "the online store does not answer, and is left alone for a moment"
-        else:
-            try:
-                self._queue.put_nowait((spec, keys, cache, read))
-            except Full:
-                self.refused += 1
-                why = "too many reads of the online store wait"
+        elif not self._line.put(_Waiting(spec, keys, cache, read)):
+            self.refused += 1
+            why = "too many reads of the online store wait"
         if why is not None:
             self._settle(spec, keys)
             read.set_exception(StoreUnavailable(why))
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            spec, keys, cache, read = item
+        while (taken := self._line.take()) is not None:
+            spec, cache = taken[0].spec, taken[0].cache
+            keys = [key for each in taken for key in each.keys]
             try:
                 done = self._read(spec, keys, cache)
-            except StoreUnavailable as outage:
-                self.breaker.failed(outage)
-                self._settle(spec, keys)
-                read.set_exception(outage)
             except BaseException as error:  # noqa: BLE001 - told to those who wait; the thread goes on
+                if isinstance(error, StoreUnavailable):
+                    self.breaker.failed(error)
                 self._settle(spec, keys)
-                read.set_exception(error)
-            else:
-                self._settle(spec, keys)
-                read.set_result(done)
+                for each in taken:
+                    each.read.set_exception(error)
+                continue
+            self._settle(spec, keys)
+            first = 0
+            for each in taken:
+                each.read.set_result(done.part(each.keys, first))
+                first += len(each.keys)
 
     def _read(self, spec: EncoderSpec, keys: Sequence[str], cache: HotCache) -> Read:
         began = cache.now()

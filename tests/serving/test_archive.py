@@ -257,6 +257,30 @@ def test_more_reads_than_may_wait_are_unavailable_at_once() -> None:
         thread.join()
 
 
+def test_reads_that_waited_together_are_one_read_of_each_encoder_and_each_gets_its_own_rows() -> None:
+    rows = GatedRows()
+    reads = StoreReads(rows, MemoryFailureMarks({}), readers=1)
+    caches = HotCaches(megabytes=0, seconds=1)
+    first = reads.begin(TEXT, ["a"], caches.of(TEXT))
+    until(lambda: len(rows.reads) == 1)
+    waiting = [
+        (TEXT, ["b", "c"]),
+        (TEXT, ["d"]),
+        (IMAGE, [URL]),
+        (TEXT, [f"many {i}" for i in range(200)]),
+        (TEXT, ["e"]),
+    ]
+    awaited = [*first, *(each for spec, keys in waiting for each in reads.begin(spec, keys, caches.of(spec)))]
+    rows.gate.set()
+    asked = [["a"], *(keys for _, keys in waiting)]
+    for each, keys in zip(awaited, asked, strict=True):
+        read = each.read.result(30)
+        assert (list(read.keys), len(read.rows), each.rows) == (keys, len(keys), list(range(len(keys))))
+    assert [len(keys) for keys in rows.reads] == [1, 3, 1, 200, 1]
+    assert rows.reads[1] == ["b", "c", "d"]
+    reads.close()
+
+
 def test_a_caller_in_a_hurry_does_not_close_the_store_to_others() -> None:
     archive, rows, _ = gated()
     for i in range(10):
