@@ -59,8 +59,8 @@ STOCK, OURS = "feast serve, stock", "feast serve, our store"
 COLD, HOT, FLOOR, RAW = "EmbArk, cold", "EmbArk, hot", "limit: gRPC echo", "limit of cold: driver in process"
 HOT_TIMES, COLD_TIMES, FLOOR_TIMES, RAW_TIMES = 80.0, 15.0, 1.5, 2.0
 SLOW = {STOCK: 1, OURS: 1, COLD: 4, HOT: 8, FLOOR: 8, RAW: 4}  # calls of each in a round
-# precision, share of new keys, calls a second, seconds: 101,000 calls. A call with a new key reads Cassandra and asks Kafka,
-# which takes several times as much of a machine on which all of these run, and the clients.
+# precision, share of new keys, calls a second, seconds: 101,000 calls. A call with a new key reads Cassandra and asks
+# Kafka, which takes several times as much of a machine on which all of these run, and the clients.
 MIXES = [("float32", 0.0, 420, 90), ("float16", 0.0, 420, 90), ("float32", 0.01, 100, 127), ("float16", 0.01, 100, 127)]
 FAST_MIXES = [("float32", 0.0, 100, 3), ("float32", 0.01, 50, 3)]
 
