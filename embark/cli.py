@@ -460,7 +460,7 @@ def token(
 
 def overridden(settings: Settings, options: dict[str, object]) -> Settings:
     """The settings with the options that were given, checked as settings are, and logging started."""
-    changed = Settings.model_validate(settings.model_dump() | {name: v for name, v in options.items() if v})
+    changed = settings.overridden(options)
     start_logging(changed)
     return changed
 

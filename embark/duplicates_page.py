@@ -2,31 +2,22 @@
 
 import asyncio
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from embark.duplicates_folder import Asked
+from embark.html import templates
+from embark.thumbnail import Source, small
 from encoders.encoder import EncoderError
 
 TEMPLATES = Path(__file__).with_name("templates")
-SIDE = 240  # pixels of a thumbnail's longer side
 SHOWN_MEMBERS = 24  # of a group
 AT_ONCE = 16  # downloads
-
-
-class Source(Protocol):
-    async def fetch(self, url: str) -> bytes:
-        """Raises:
-        FetchError: it cannot be had.
-        """
-        ...
 
 
 def shown_groups(table: pa.Table, count: int) -> list[pa.Table]:
@@ -38,18 +29,7 @@ def shown_groups(table: pa.Table, count: int) -> list[pa.Table]:
 
 async def thumbnails(source: Source, keys: Sequence[str]) -> dict[str, bytes]:
     """Key → a small JPEG; without those that cannot be downloaded or decoded."""
-    from PIL import Image
-
-    from encoders.pixels import decode
-
     room = asyncio.Semaphore(AT_ONCE)
-
-    def small(content: bytes) -> bytes:
-        picture = decode(content, at_least=SIDE)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, "JPEG", quality=80)
-        return out.getvalue()
 
     async def one(key: str) -> bytes | None:
         async with room:
@@ -90,13 +70,7 @@ class Shown:
 
 def write_page(path: Path, shown: Shown) -> None:
     """Writes the page; of an item without a picture it shows the headings alone."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(TEMPLATES)
     numbered = {key: f"p{number}" for number, key in enumerate(shown.pictures, 1)}  # CSS classes
     page = environment.get_template("duplicates.html.j2").render(
         {field.name: getattr(shown, field.name) for field in fields(shown)}

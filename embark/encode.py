@@ -84,8 +84,7 @@ def encode(
     """
     from embark.local_encoders import registered_encoder
 
-    changed = {name: v for name, v in (("device", device), ("fetch_networks", list(networks))) if v}
-    settings = Settings.model_validate(settings.model_dump() | changed)
+    settings = settings.overridden({"device": device, "fetch_networks": list(networks)})
     spec = registered_encoder(settings, view)
     with Progress(*COLUMNS, console=err, transient=True) as bar:
         total = None if "-" in inputs or spec.modality == "text" else len(inputs)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from embark.demo_result import DemoResult, Impression, ItemShown, Latency
+from embark.html import templates
 
 TEMPLATES = Path(__file__).with_name("templates")
 PROMISED_MS = 20.0  # p50 of an OOV answer
@@ -77,13 +76,7 @@ def write_report(path: Path, result: DemoResult, pictures: Mapping[str, bytes]) 
         result: what the demo saw.
         pictures: name of a photograph, as in `…/<name>.jpg`, → its JPEG.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(TEMPLATES)
     texts = {encoder.view for encoder in result.encoders if encoder.modality == "text"}
     numbered = {name: f"p{number}" for number, name in enumerate(pictures, 1)}  # CSS classes
     classes = _classes(result.items, numbered)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -128,6 +128,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def overridden(self, options: Mapping[str, object]) -> Self:
+        """These settings with the options that were given, checked as settings are; one that is empty was not.
+
+        Raises:
+            ValidationError: one cannot be so.
+        """
+        return self.model_validate(self.model_dump() | {name: value for name, value in options.items() if value})
 
     def as_environment(self) -> dict[str, str]:
         """The environment of a child process that is to have these very settings."""

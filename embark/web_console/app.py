@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from embark.console import is_expected
+from embark.thumbnail import Source
 from embark.web_console.access import Access, Session, TooManyTries
 from embark.web_console.actions import Actions
 from embark.web_console.figures import charts
@@ -26,7 +27,7 @@ from embark.web_console.guard import Guard
 from embark.web_console.items import ItemReader
 from embark.web_console.pages import STATIC, Pages
 from embark.web_console.state import Observed
-from embark.web_console.thumbnails import Source, Thumbnails
+from embark.web_console.thumbnails import Thumbnails
 
 COOKIE = "embark_console"
 FORM_BYTES = 64 << 10  # a key of 8 KiB, every byte of it escaped, and the rest

@@ -14,7 +14,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.failures import CassandraFailureMarks, FailureMarks
 from feature_repo.online_rows import FeastOnlineRows, OnlineRows
-from feature_repo.session import StoreUnavailable, connect
+from feature_repo.session import StoreUnavailable
 from feature_repo.views import EMBEDDING_ID
 
 SEARCHES = 2  # at a time: one without an index reads every row of its view
@@ -120,9 +120,7 @@ class ArchiveReader:
     def _parts(self) -> tuple[OnlineRows, FailureMarks]:
         with self._lock:
             if self._connected is None:
-                config = self._store.config.online_store
-                marks = CassandraFailureMarks(connect(self._store), config.keyspace, self._store.project)
-                self._connected = FeastOnlineRows(self._store), marks
+                self._connected = FeastOnlineRows(self._store), CassandraFailureMarks.of(self._store)
             return self._connected
 
     def _read(self, spec: EncoderSpec, keys: list[str]) -> dict[str, KeyState]:

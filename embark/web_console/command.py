@@ -50,7 +50,7 @@ def console(
         "kfc_metrics": kfc_metrics,
         "retina_metrics": retina_metrics,
     }
-    changed = Settings.model_validate(settings.model_dump() | {name: v for name, v in options.items() if v})
+    changed = settings.overridden(options)
     start_logging(changed)
     from embark.web_console.running import run_console
     from embark.web_console.state import Observed

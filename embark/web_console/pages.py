@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from embark.html import templates
 from embark.web_console.access import Access, Session
 from embark.web_console.figures import Chart, Line
 
@@ -31,13 +30,7 @@ class Pages:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._environment = Environment(
-            loader=FileSystemLoader(TEMPLATES),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._environment = templates(TEMPLATES)
         self._environment.filters.update(
             rate=rate,
             percent=percent,

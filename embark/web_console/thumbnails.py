@@ -4,32 +4,17 @@ What is downloaded is decoded and encoded anew, so that the browser is handed a 
 """
 
 import asyncio
-import io
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
-from PIL import Image
-
+from embark.thumbnail import Source, small
 from encoders.encoder import EncoderError
-from encoders.pixels import decode
 
-SIDE = 240  # pixels of the longer side
 KEPT_BYTES = 32 << 20
 FAILED_BYTES = 64  # what one that failed counts for
 FAILED_SECONDS = 10.0  # for which it is not tried again: what was missing may be there by then
 AT_ONCE = 8  # downloads and decodings
-
-
-class Source(Protocol):
-    """What downloads: `encoders.fetch.Fetcher`."""
-
-    async def fetch(self, url: str) -> bytes:
-        """Raises:
-        FetchError: it cannot be had.
-        """
-        ...
 
 
 class Thumbnails:
@@ -76,19 +61,6 @@ class Thumbnails:
             _, (oldest, _) = self._kept.popitem(last=False)
             self._left += _size(oldest)
         return jpeg
-
-
-def small(content: bytes) -> bytes:
-    """A file's picture as a small JPEG.
-
-    Raises:
-        DecodeError: there is none in it.
-    """
-    picture = decode(content, at_least=SIDE)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=80)
-    return out.getvalue()
 
 
 def _size(jpeg: bytes | None) -> int:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from embark.settings import Settings
+from embark.thumbnail import small
 from embark.web_console import encoders as counting
 from embark.web_console.actions import Actions
 from embark.web_console.encoders import EncoderReader
@@ -23,7 +24,7 @@ from embark.web_console.near import CHEAP_ITEMS, KEPT_SECONDS, Nearby
 from embark.web_console.newest import SHOWN, Newest
 from embark.web_console.newest import Embedded as LastEmbedded
 from embark.web_console.pages import drawn, duration, identity, milliseconds, moment, percent, rate, rows_of, short
-from embark.web_console.thumbnails import FAILED_SECONDS, Thumbnails, small
+from embark.web_console.thumbnails import FAILED_SECONDS, Thumbnails
 from encoders.encoder import DecodeError
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import OOV_KEY
