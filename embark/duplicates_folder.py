@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,16 @@ class Asked:
             centre = np.array(kept.centre, dtype=np.float32)
             return cls(spec=spec, threshold=kept.similarity, calibrated=True, centre=centre)
         return cls(spec=spec, threshold=threshold or UNCALIBRATED, calibrated=False, centre=None)
+
+    def told(self) -> dict[str, Any]:
+        """What a run tells of it."""
+        return {
+            "view": self.spec.view,
+            "fingerprint": self.spec.fingerprint,
+            "pretrained": self.spec.pretrained,
+            "threshold": self.threshold,
+            "calibrated": self.calibrated,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pyarrow as pa
 from rich.markup import escape
 
-from embark.console import out, printable
-from embark.duplicates_folder import GROUPS, PAGE, THRESHOLD, Asked, read_before, write_after
+from embark.console import out
+from embark.duplicates_folder import GROUPS, PAGE, THRESHOLD, Asked, write_after
 from embark.duplicates_page import Shown, shown_groups, write_page
 from embark.duplicates_run import (
     IN_MEMORY,
-    SHOWN_ROWS,
     Wanted,
     centred,
     comparing,
+    earlier,
     how,
     pictures_of,
+    print_rows,
     print_warnings,
     read_embeddings,
     told_search,
@@ -57,9 +57,7 @@ def search_pair(
         Asked.of(Path("duplicates") / spec.view / THRESHOLD, spec, threshold)
         for spec, threshold in zip(specs, thresholds, strict=True)
     ]
-    before = None if wanted.anew else read_before(folder, specs)
-    if before is not None and not before.fits(asked):
-        before = None
+    before = earlier(wanted, folder, asked)
     table = read_item_table(file, item=columns.item, image=columns.image, text=columns.text)
     store = open_store(wanted.settings.repo)
     sides, sought = [], []
@@ -109,7 +107,7 @@ def search_pair(
     if wanted.as_json:
         click.echo(json.dumps(summary, indent=2))
         return
-    print_groups(found.table)
+    print_rows(found.table, ["image_similarity", "text_similarity"], 21, "item")
     out.print(
         f"{image_view} and {text_view}: {found.groups} groups of {found.table.num_rows} among {found.items} items"
         f" ({found.new} searched, {how(found.found)}; {found.no_image} without the picture's embedding and"
@@ -134,18 +132,8 @@ def encoder_of(settings: Settings, view: str, modality: str) -> EncoderSpec:
 def summary_of(asked: list[Asked], found: PairedDuplicates) -> dict[str, Any]:
     """What a run tells, in figures."""
     kinds = found.table["kind"].to_pylist()
-    views = {
-        f"{each.spec.modality}_view": {
-            "view": each.spec.view,
-            "fingerprint": each.spec.fingerprint,
-            "pretrained": each.spec.pretrained,
-            "threshold": each.threshold,
-            "calibrated": each.calibrated,
-        }
-        for each in asked
-    }
     return {
-        **views,
+        **{f"{each.spec.modality}_view": each.told() for each in asked},
         "items": found.items,
         "no_image": found.no_image,
         "no_text": found.no_text,
@@ -158,14 +146,3 @@ def summary_of(asked: list[Asked], found: PairedDuplicates) -> dict[str, Any]:
         "near": kinds.count(NEAR),
         "search": told_search(found.found),
     }
-
-
-def print_groups(table: pa.Table) -> None:
-    """The first rows: both cosines, and the item."""
-    for row in table.slice(0, SHOWN_ROWS).to_pylist():
-        out.print(
-            f"{row['group']:>5}  {row['image_similarity']:.3f}  {row['text_similarity']:.3f}  {row['kind']:<21}"
-            f"  {escape(printable(row['item']))}"
-        )
-    if table.num_rows > SHOWN_ROWS:
-        out.print(f"… and {table.num_rows - SHOWN_ROWS} more")

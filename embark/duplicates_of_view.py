@@ -7,26 +7,26 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from rich.markup import escape
 
-from embark.console import out, printable
-from embark.duplicates_folder import CURVE, GROUPS, PAGE, THRESHOLD, Asked, read_before, write_after
+from embark.console import out
+from embark.duplicates_folder import CURVE, GROUPS, PAGE, THRESHOLD, Asked, write_after
 from embark.duplicates_page import Shown, shown_groups, write_page
 from embark.duplicates_run import (
-    SHOWN_ROWS,
     Wanted,
     centred,
     comparing,
+    earlier,
     how,
     pictures_of,
+    print_rows,
     print_warnings,
     read_embeddings,
     told_search,
 )
 from embark.local_encoders import registered_encoder
 from embark.repo import open_store
-from training.duplicate_threshold import calibrate, labelled_similarity
+from training.duplicate_threshold import Labelled, calibrate
 from training.duplicates import Duplicates, DuplicatesError, centre_of, find_duplicates, to_unit_length
 
 
@@ -34,9 +34,7 @@ def search_view(wanted: Wanted, view: str, folder: Path, threshold: float | None
     """Groups the items of a view, writes and prints them."""
     spec = registered_encoder(wanted.settings, view)
     asked = Asked.of(folder / THRESHOLD, spec, threshold)
-    before = None if wanted.anew else read_before(folder, [spec])
-    if before is not None and not before.fits([asked]):
-        before = None
+    before = earlier(wanted, folder, [asked])
     items = read_embeddings(open_store(wanted.settings.repo), spec)
     sought = centred(items, asked, before.views[0] if before else None)
     with comparing(len(items)) as advance:
@@ -74,7 +72,7 @@ def search_view(wanted: Wanted, view: str, folder: Path, threshold: float | None
     if wanted.as_json:
         click.echo(json.dumps(summary, indent=2))
         return
-    print_groups(found.table)
+    print_rows(found.table, ["similarity"], 14, "key")
     out.print(
         f"{view}: {found.groups} groups of {found.table.num_rows} among {found.items} items"
         f" ({found.new} searched, {how(found.found)}); see {escape(str(folder / PAGE))}"
@@ -86,11 +84,7 @@ def summary_of(asked: Asked, found: Duplicates) -> dict[str, Any]:
     """What a run tells, in figures."""
     kinds = found.table["kind"].to_pylist()
     return {
-        "view": asked.spec.view,
-        "fingerprint": asked.spec.fingerprint,
-        "pretrained": asked.spec.pretrained,
-        "threshold": asked.threshold,
-        "calibrated": asked.calibrated,
+        **asked.told(),
         "items": found.items,
         "searched": found.new,
         "groups": found.groups,
@@ -100,14 +94,6 @@ def summary_of(asked: Asked, found: Duplicates) -> dict[str, Any]:
         "near": kinds.count("near"),
         "search": told_search(found.found),
     }
-
-
-def print_groups(table: pa.Table) -> None:
-    """The first rows."""
-    for row in table.slice(0, SHOWN_ROWS).to_pylist():
-        out.print(f"{row['group']:>5}  {row['similarity']:.3f}  {row['kind']:<14}  {escape(printable(row['key']))}")
-    if table.num_rows > SHOWN_ROWS:
-        out.print(f"… and {table.num_rows - SHOWN_ROWS} more")
 
 
 def calibrate_view(wanted: Wanted, view: str, folder: Path, labelled: Path, precision: float) -> None:
@@ -122,12 +108,12 @@ def calibrate_view(wanted: Wanted, view: str, folder: Path, labelled: Path, prec
     items = read_embeddings(open_store(wanted.settings.repo), spec)
     centre = centre_of(items.vectors)
     to_unit_length(items.vectors, centre)
-    kept = calibrate(items, spec, pairs, centre, precision)
+    compared = Labelled.of(items, spec, pairs)
+    kept = calibrate(spec, compared, centre, precision)
     kept.write(folder / THRESHOLD)
-    similarity, label = labelled_similarity(items, spec, pairs)
     draw_curves(
         folder / CURVE,
-        {f"{kept.pairs} labelled pairs": {view: (similarity, label)}},
+        {f"{kept.pairs} labelled pairs": {view: (compared.similarity, compared.label)}},
         chosen=(np.array([kept.recall]), np.array([kept.precision])),
     )
     told = {

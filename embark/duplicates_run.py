@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from feast import FeatureStore
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from embark.console import err, out
-from embark.duplicates_folder import Asked, Sought
+from embark.console import err, out, printable
+from embark.duplicates_folder import Asked, Before, Sought, read_before
 from embark.duplicates_page import thumbnails
 from embark.parts import fetcher_of
 from embark.settings import Settings
@@ -38,6 +40,16 @@ class Wanted:
     pictures: bool
     networks: tuple[str, ...]
     as_json: bool
+
+
+def earlier(wanted: Wanted, folder: Path, asked: Sequence[Asked]) -> Before | None:
+    """The last run in the folder, where this one may go on with it.
+
+    Raises:
+        DuplicatesError: it was of other encoders.
+    """
+    before = None if wanted.anew else read_before(folder, [each.spec for each in asked])
+    return before if before is not None and before.fits(asked) else None
 
 
 def read_embeddings(store: FeatureStore, spec: EncoderSpec) -> ArchivedItems:
@@ -85,8 +97,7 @@ def comparing(count: int) -> Iterator[Callable[[int], None]]:
 
 def pictures_of(wanted: Wanted, groups: Sequence[pa.Table], column: str) -> dict[str, bytes]:
     """Key → a small JPEG, for what can be downloaded."""
-    networks = {"fetch_networks": list(wanted.networks)} if wanted.networks else {}
-    allowed = Settings.model_validate(wanted.settings.model_dump() | networks)
+    allowed = wanted.settings.overridden({"fetch_networks": list(wanted.networks)})
     keys = [key for group in groups for key in group[column].to_pylist()]
 
     async def fetched() -> dict[str, bytes]:
@@ -112,6 +123,15 @@ def told_search(found: NearPairs) -> dict[str, object]:
 def how(found: NearPairs) -> str:
     """The same in a few words."""
     return "all compared" if found.exact else f"approximate, recall {found.recall:.3f}"
+
+
+def print_rows(table: pa.Table, cosines: Sequence[str], width: int, name: str) -> None:
+    """The first rows: their group, columns of cosines, the kind in `width` characters, and the column `name`."""
+    for row in table.slice(0, SHOWN_ROWS).to_pylist():
+        near = "  ".join(f"{row[each]:.3f}" for each in cosines)
+        out.print(f"{row['group']:>5}  {near}  {row['kind']:<{width}}  {escape(printable(row[name]))}")
+    if table.num_rows > SHOWN_ROWS:
+        out.print(f"… and {table.num_rows - SHOWN_ROWS} more")
 
 
 def print_warnings(views: Sequence[Asked]) -> None:

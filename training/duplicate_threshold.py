@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -64,21 +65,61 @@ class Threshold:
         return kept
 
 
-def calibrate(
-    items: ArchivedItems, spec: EncoderSpec, pairs: pd.DataFrame, centre: NDArray[np.float32], target: float
-) -> Threshold:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """Labelled pairs that are archived.
+
+    Attributes:
+        similarity: (P,) of each.
+        label: (P,) whether it is a duplicate.
+        missing: how many others are not archived.
+    """
+
+    similarity: NDArray[np.float32]
+    label: NDArray[np.bool_]
+    missing: int
+
+    @classmethod
+    def of(cls, items: ArchivedItems, spec: EncoderSpec, pairs: pd.DataFrame) -> Self:
+        """Compares them.
+
+        Args:
+            items: their vectors are of unit length, less the centre.
+            pairs: columns `left` and `right` (keys), `duplicate` (0 or 1). Label what the search would find, near
+                misses above all: precision among easy pairs says nothing.
+
+        Raises:
+            DuplicatesError: columns are missing, or no pair is archived.
+        """
+        lacking = {LEFT, RIGHT, LABEL} - set(pairs.columns)
+        if lacking:
+            raise DuplicatesError(
+                f"labelled pairs lack {', '.join(sorted(lacking))}; they have {', '.join(pairs.columns)}"
+            )
+        told = pairs[LABEL].astype(str).str.lower()
+        if not told.isin([*YES, *NO]).all():
+            raise DuplicatesError(f"the column {LABEL} holds 0 or 1")
+        label = np.array(told.isin(YES), dtype=np.bool_)
+        rows = [items.rows_of(spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
+        there = (rows[0] >= 0) & (rows[1] >= 0)
+        if not label[there].any():
+            raise DuplicatesError(
+                f"of {len(pairs)} labelled pairs {int(there.sum())} are archived, and none of these is a duplicate"
+            )
+        similarity = np.einsum("ij,ij->i", items.vectors[rows[0][there]], items.vectors[rows[1][there]])
+        return cls(similarity=similarity, label=label[there], missing=int((~there).sum()))
+
+
+def calibrate(spec: EncoderSpec, labelled: Labelled, centre: NDArray[np.float32], target: float) -> Threshold:
     """The lowest threshold at which the labelled pairs above it are duplicates with at least the precision `target`.
 
     Args:
-        items: their vectors are of unit length, less `centre`.
-        pairs: columns `left` and `right` (keys), `duplicate` (0 or 1). Label what the search would find, near misses
-            above all: precision among easy pairs says nothing.
+        centre: (dim,) that was taken off the vectors of the pairs.
 
     Raises:
-        DuplicatesError: columns are missing, no pair is archived, or no threshold has that precision.
+        DuplicatesError: no threshold has that precision.
     """
-    similarity, label = labelled_similarity(items, spec, pairs)
-    cut, precision, recall = precision_cut(similarity, label, target)
+    cut, precision, recall = precision_cut(labelled.similarity, labelled.label, target)
     return Threshold(
         view=spec.view,
         fingerprint=spec.fingerprint,
@@ -86,32 +127,11 @@ def calibrate(
         target=target,
         precision=precision,
         recall=recall,
-        pairs=len(label),
-        duplicates=int(label.sum()),
-        missing=len(pairs) - len(label),
+        pairs=len(labelled.label),
+        duplicates=int(labelled.label.sum()),
+        missing=labelled.missing,
         centre=centre.tolist(),
     )
-
-
-def labelled_similarity(
-    items: ArchivedItems, spec: EncoderSpec, pairs: pd.DataFrame
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The similarity (P,) of each labelled pair that is archived, and whether it is a duplicate; see `calibrate`."""
-    lacking = {LEFT, RIGHT, LABEL} - set(pairs.columns)
-    if lacking:
-        raise DuplicatesError(f"labelled pairs lack {', '.join(sorted(lacking))}; they have {', '.join(pairs.columns)}")
-    told = pairs[LABEL].astype(str).str.lower()
-    if not told.isin([*YES, *NO]).all():
-        raise DuplicatesError(f"the column {LABEL} holds 0 or 1")
-    label = np.array(told.isin(YES), dtype=np.bool_)
-    rows = [items.rows_of(spec, pairs[side].astype(str).tolist()) for side in (LEFT, RIGHT)]
-    there = (rows[0] >= 0) & (rows[1] >= 0)
-    if not label[there].any():
-        raise DuplicatesError(
-            f"of {len(pairs)} labelled pairs {int(there.sum())} are archived, and none of these is a duplicate"
-        )
-    similarity = np.einsum("ij,ij->i", items.vectors[rows[0][there]], items.vectors[rows[1][there]])
-    return similarity, label[there]
 
 
 def precision_recall(

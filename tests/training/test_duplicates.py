@@ -16,7 +16,7 @@ from feature_repo.offline_store import EmbeddingOfflineStore
 from tests.training.archive import IMAGE, NOON, SECOND, TEXT, Archived, table_of
 from tests.training.archive import Embedded as Row
 from training.archived_items import ArchivedItems, read_items
-from training.duplicate_threshold import Threshold, calibrate, precision_cut
+from training.duplicate_threshold import Labelled, Threshold, calibrate, precision_cut
 from training.duplicates import DuplicatesError, Searched, find_duplicates, to_unit_length
 from training.near_pairs import TooManyPairs, near_pairs
 from training.vectors import MatrixPlace
@@ -202,7 +202,7 @@ def test_a_threshold_is_kept_with_its_fingerprint_and_refused_for_another(tmp_pa
             "duplicate": [1, 0, 0, 1],
         }
     )
-    kept = calibrate(items, SPEC, pairs, np.zeros(2, dtype=np.float32), 0.99)
+    kept = calibrate(SPEC, Labelled.of(items, SPEC, pairs), np.zeros(2, dtype=np.float32), 0.99)
     assert (kept.precision, kept.recall, kept.pairs, kept.missing) == (1.0, 1.0, 3, 1)
     assert kept.similarity == pytest.approx(0.995, abs=1e-3)
     kept.write(tmp_path / "deep" / "threshold.json")
@@ -225,7 +225,7 @@ def test_a_threshold_is_kept_with_its_fingerprint_and_refused_for_another(tmp_pa
 )
 def test_labels_that_cannot_be_used_are_refused_with_what_is_wrong(pairs: dict[str, list[object]], said: str) -> None:
     with pytest.raises(DuplicatesError, match=said):
-        calibrate(items_of(unit(np.eye(2))), SPEC, pd.DataFrame(pairs), np.zeros(2, dtype=np.float32), 0.9)
+        Labelled.of(items_of(unit(np.eye(2))), SPEC, pd.DataFrame(pairs))
 
 
 def test_a_precision_that_no_threshold_reaches_is_an_error() -> None:
