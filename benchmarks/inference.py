@@ -40,7 +40,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.views import encoder_specs, feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
-from serving.client import ClientError, EmbArkClient
+from serving.client import EmbArkClient
 from training.config import parse
 from training.model import Batch, Seen
 from training.ranker import BUDGET_SECONDS, Ranker, Ranking
@@ -164,16 +164,8 @@ def running(folder: Path, candidates: Candidates) -> Iterator[str]:
             store.push(push_source_name(view), table(spec, batch).to_pandas(), to=PushMode.ONLINE)
         process = stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), folder / "serve.txt"))
         with EmbArkClient(settings.embark_address) as client:
-            process.wait_until(lambda: _answers(client), 240)
+            process.wait_until(lambda: client.answers(TEXT.view), 240)
         yield settings.embark_address
-
-
-def _answers(client: EmbArkClient) -> bool:
-    try:
-        client.lookup(TEXT.view, [], timeout=1.0)
-    except ClientError:
-        return False
-    return True
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.views import feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
-from serving.client import ClientError, EmbArkClient
+from serving.client import EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
 CLAIM_MS = 20.0
@@ -70,16 +70,8 @@ def running(folder: Path) -> Iterator[tuple[FeatureStore, str]]:
         log = folder / "serve.txt"
         process = stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), log))
         with EmbArkClient(settings.embark_address) as client:
-            process.wait_until(lambda: answers(client), 120)
+            process.wait_until(lambda: client.answers(SPEC.view), 120)
         yield store, settings.embark_address
-
-
-def answers(client: EmbArkClient) -> bool:
-    try:
-        client.lookup(SPEC.view, [], timeout=1.0)
-    except ClientError:
-        return False
-    return True
 
 
 def known_keys() -> list[str]:

@@ -46,6 +46,7 @@ from rich.progress import track
 
 from benchmarks.comparison import DRIVER, Embedded, OnlineCluster, WrongAnswer, options, publish, running, take_turns
 from benchmarks.online_write import IN_FLIGHT, PlainTable, Round, Way
+from embark.planning.part_rates import AtOnce
 from encoders.batching import Batches
 from encoders.client import Encoded, Outcome
 from encoders.encoder import Encoder
@@ -55,7 +56,6 @@ from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.offline_store import ensure_readable
 from feature_repo.online_rows import FeastOnlineRows
-from feature_repo.session import connect
 from feature_repo.views import CREATED_TIME, EVENT_TIME, encoder_specs, feature_view
 from materializer.archive import EmbeddedBatch, FeastArchive
 from materializer.embedding import Retina
@@ -105,17 +105,9 @@ FAST = Size(rounds=1, warm_up=1, requests=1500, history=5000, naive=2, pictures=
 WARM_UP = 1
 
 
-class NoOp:
-    """A Retina that answers at once, the same vectors for each batch of a size."""
-
-    def __init__(self, dim: int, most: int) -> None:
-        self.vectors = np.random.default_rng(0).standard_normal((most, dim), dtype=np.float32)
-        self._outcome = Outcome(content_hash=b"\0" * 16)
-
-    def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded:
-        return Encoded(
-            vectors=self.vectors[: len(keys)], outcomes=(self._outcome,) * len(keys), fingerprint=fingerprint
-        )
+def no_op(dim: int, most: int) -> AtOnce:
+    """The same vectors for each batch of a size."""
+    return AtOnce(np.random.default_rng(0).standard_normal((most, dim), dtype=np.float32))
 
 
 class PicturesInMemory:
@@ -208,7 +200,7 @@ class Bench:
     def remember(self, rows: int) -> None:
         """Writes `rows` embeddings of before into history."""
         archive = FeastArchive(self.cluster.ours, FeastOnlineRows(self.cluster.ours))
-        retina = NoOp(DIM, PARTS_OF)
+        retina = no_op(DIM, PARTS_OF)
         for start in range(0, rows, PARTS_OF):
             archive.append_history(
                 self.specs[NOTHING.view],
@@ -250,7 +242,7 @@ class Bench:
                 producer=producer,
                 retina=retina,
                 archive=FeastArchive(store, FeastOnlineRows(store)),
-                marks=CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project),
+                marks=CassandraFailureMarks.of(store),
                 directory=EncoderDirectory(lambda: self.specs),
                 topics=topics,
             ).run(stop)
@@ -288,7 +280,7 @@ class Naive:
             source=PushSource(name="naive__push", batch_source=source),
             ttl=timedelta(0),
         )
-        vectors = NoOp(DIM, PARTS_OF).vectors
+        vectors = no_op(DIM, PARTS_OF).vectors
         with pq.ParquetWriter(path, self._table(["x"], vectors[:1]).schema) as writer:
             for start in range(0, rows, PARTS_OF):
                 writer.write_table(self._table([f"before {i}" for i in range(start, start + PARTS_OF)], vectors))
@@ -302,7 +294,7 @@ class Naive:
 
     def __call__(self, topics: Topics, count: int) -> float:
         """Seconds for `count` messages."""
-        retina, began = NoOp(DIM, 1), 0.0
+        retina, began = no_op(DIM, 1), 0.0
         consumer = open_consumer(self._bench.cluster.servers.kafka_bootstrap, topics)
         consumer.subscribe(topics=[topics.live])
         with closing(consumer):
@@ -321,7 +313,7 @@ class Naive:
 
 def archived(bench: Bench, size: Size, session: Any) -> dict[str, list[float]]:
     """Embeddings a second of KFC, of the naive loop and of the driver."""
-    table, retina = PlainTable(session, DIM), NoOp(DIM, size.requests)
+    table, retina = PlainTable(session, DIM), no_op(DIM, size.requests)
     ways: dict[str, Way] = {f"driver, {n} in flight": table.way(n) for n in IN_FLIGHT}
     found: dict[str, list[float]] = {name: [] for name in (KFC_WAY, *ways)}
     shuffle = random.Random(0)  # noqa: S311 - an order, not a secret

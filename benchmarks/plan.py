@@ -27,7 +27,7 @@ from embark.settings import Settings
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Status
 from feature_repo.views import feast_objects
-from serving.client import ClientError, EmbArkClient
+from serving.client import EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=256, network="text_lstm", weights="seeded:0")
 ITEMS = 2000
@@ -63,16 +63,8 @@ def running(folder: Path) -> Iterator[EmbArkClient]:
             process = ChildProcess(part, [part], settings.as_environment(), folder / f"{part}.txt")
             parts[part] = stack.enter_context(process)
         client = stack.enter_context(EmbArkClient(settings.embark_address))
-        parts["serve"].wait_until(lambda: answers(client), 300)
+        parts["serve"].wait_until(lambda: client.answers(SPEC.view), 300)
         yield client
-
-
-def answers(client: EmbArkClient) -> bool:
-    try:
-        client.lookup(SPEC.view, [], timeout=5.0)
-    except ClientError:
-        return False
-    return True
 
 
 def miss_to_hit(client: EmbArkClient, name: str) -> float:

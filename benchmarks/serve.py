@@ -47,7 +47,7 @@ from feature_repo.embeddings import Status
 from feature_repo.views import feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
 from serving.channels import open_channel
-from serving.client import Answer, ClientError, EmbArkClient
+from serving.client import Answer, EmbArkClient
 from serving.embark_pb2 import LookupReply, LookupRequest
 from serving.embark_pb2_grpc import EmbArkStub
 
@@ -156,17 +156,9 @@ def embark_servers(cluster: OnlineCluster, items: Embedded, folder: Path) -> Ite
             process = ChildProcess(name, ["serve"], settings.as_environment(), folder / f"{name}.txt")
             stack.enter_context(process)
             with EmbArkClient(address) as client:
-                process.wait_until(lambda client=client: answers(client), 180)  # type: ignore[misc]
+                process.wait_until(lambda client=client: client.answers(SPEC.view), 180)  # type: ignore[misc]
             addresses.append(address)
         yield addresses[0], addresses[1]
-
-
-def answers(client: EmbArkClient) -> bool:
-    try:
-        client.lookup(SPEC.view, [], timeout=2.0)
-    except ClientError:
-        return False
-    return True
 
 
 @contextmanager

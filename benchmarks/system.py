@@ -20,7 +20,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.online.writes import WriteFailed
 from feature_repo.views import feast_objects, push_source_name, request_topic
 from materializer.archive import EmbeddedBatch, table
-from serving.client import ClientError, EmbArkClient
+from serving.client import EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
 ROWS = 2000
@@ -51,7 +51,7 @@ class System:
         self.processes.append(process)
         if wait:
             with EmbArkClient(settings.embark_address) as client:
-                process.wait_until(lambda: answers(client), 180)
+                process.wait_until(lambda: client.answers(SPEC.view), 180)
         return process
 
     def requests_published(self) -> int:
@@ -63,15 +63,6 @@ class System:
             return sum(consumer.end_offsets(partitions).values())
         finally:
             consumer.close()
-
-
-def answers(client: EmbArkClient) -> bool:
-    """Whether a server can be called."""
-    try:
-        client.lookup(SPEC.view, [], timeout=2.0)
-    except ClientError:
-        return False
-    return True
 
 
 def written(store: FeatureStore, rows: pd.DataFrame) -> None:

@@ -131,7 +131,6 @@ def retry(
     from embark.resending import resend
     from embark.starting import COLUMNS
     from feature_repo.failures import CassandraFailureMarks
-    from feature_repo.session import connect
     from materializer.dead_letter_actions import plan_retry
     from materializer.process import topics_of
 
@@ -149,7 +148,7 @@ def retry(
     if retries:
         if not yes:
             click.confirm(f"Send {count} again?", abort=True, err=True)
-        marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+        marks = CassandraFailureMarks.of(store)
         with Progress(*COLUMNS, console=err, transient=True, disable=not err.is_terminal) as progress:
             task = progress.add_task("sending again", total=len(retries), visible=len(retries) >= MANY)
             resend(servers, marks, retries, lambda more: progress.update(task, advance=more))

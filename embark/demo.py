@@ -245,11 +245,7 @@ class Demo:
 
     def _embark_answers(self) -> bool:
         with EmbArkClient(self._settings.embark_address) as client:
-            try:
-                client.lookup(TEXT_VIEW, [], timeout=1.0)
-            except ClientError:
-                return False
-            return True
+            return client.answers(TEXT_VIEW)
 
     def _wait_until_served(self, client: EmbArkClient) -> float:
         start = time.monotonic()

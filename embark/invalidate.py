@@ -57,7 +57,6 @@ def invalidate(
     from embark.repo import open_store
     from feature_repo.failures import CassandraFailureMarks
     from feature_repo.online_rows import FeastOnlineRows
-    from feature_repo.session import connect
     from materializer.announcements import Announcer
     from materializer.archive import FeastArchive
     from materializer.clock import SystemClock
@@ -73,7 +72,7 @@ def invalidate(
     servers, topics = topics_of(store)
     with stopped_by_signals() as stop, given(keys, path, key_column or KEY_COLUMN, stop) as found:
         rows = FeastOnlineRows(store)
-        marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+        marks = CassandraFailureMarks.of(store)
         create_topics(servers, topics)
         with kafka_reached(servers):
             producer = open_producer(servers)

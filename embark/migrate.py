@@ -196,7 +196,6 @@ def covered(
     from embark.parts import stopped_by_signals
     from feature_repo.failures import CassandraFailureMarks
     from feature_repo.online_rows import FeastOnlineRows
-    from feature_repo.session import connect
     from materializer.archive import FeastArchive
     from materializer.backfill_input import open_file
     from materializer.coverage import CoverageMeter, traffic
@@ -205,7 +204,7 @@ def covered(
     if impressions is not None:
         with err.status(f"reading {impressions}"), open_file(impressions, key_column=key_column or KEY_COLUMN) as found:
             weights = traffic(found.rows, before)
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    marks = CassandraFailureMarks.of(store)
     meter = CoverageMeter(keys, after, FeastArchive(store, FeastOnlineRows(store)), marks, weights)
     with stopped_by_signals() as stop, bar() as progress:
         task = progress.add_task(f"coverage of {after.view}", total=None, counts="")

@@ -16,7 +16,6 @@ from embark.settings import Settings
 from embark.tracing import traces_of
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
-from feature_repo.session import connect
 from feature_repo.views import request_topic
 from materializer.announcements import Announcements
 from materializer.messages import Topics
@@ -99,7 +98,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
     keep_freed_memory()
     store = open_store(settings.repo)
     rows = FeastOnlineRows(store)
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    marks = CassandraFailureMarks.of(store)
     servers, topic = request_topic(store)
     topics = Topics(live=topic)
     create_topics(servers, topics)

@@ -6,12 +6,13 @@ if it had never been, and the key is asked for again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from cassandra.concurrent import execute_concurrent_with_args
+from feast import FeatureStore
 
 from feature_repo.online.table import quoted, table_name
-from feature_repo.session import store_errors
+from feature_repo.session import connect, store_errors
 
 MARK_SECONDS = 24 * 3600  # a permanent failure is tried again a day later: pictures get repaired
 CONCURRENCY = 64
@@ -46,6 +47,15 @@ class CassandraFailureMarks:
     Raises:
         StoreUnavailable: the table could not be created.
     """
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> Self:
+        """Those of a feature store, by its own session.
+
+        Raises:
+            StoreUnavailable: Cassandra does not answer.
+        """
+        return cls(connect(store), store.config.online_store.keyspace, store.project)
 
     def __init__(self, session: Any, keyspace: str, project: str) -> None:
         self._session = session

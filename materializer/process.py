@@ -15,7 +15,6 @@ from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
-from feature_repo.session import connect
 from feature_repo.views import request_topic
 from materializer.archive import FeastArchive
 from materializer.assignor import PerTopicStickyAssignor
@@ -75,7 +74,7 @@ def run_worker(
     metrics = metrics or WorkerMetrics()
     servers, topics = topics_of(store)
     rows = FeastOnlineRows(store)
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    marks = CassandraFailureMarks.of(store)
     create_topics(servers, topics)
     with kafka_reached(servers):
         producer = open_producer(servers)

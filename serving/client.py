@@ -123,6 +123,14 @@ class EmbArkClient(_Calls):
         with self._errors(timeout):
             return Answer.of(self._lookup(_lookup(view, keys, precision), timeout=timeout, metadata=self._metadata))
 
+    def answers(self, view: str, timeout: float = 2.0) -> bool:
+        """Whether look-ups of a view are answered now: for those who have started an EmbArk."""
+        try:
+            self.lookup(view, [], timeout)
+        except ClientError:
+            return False
+        return True
+
     def lookup_many(
         self,
         views: str | Sequence[str],

@@ -22,7 +22,7 @@ from feature_repo.session import connect
 from materializer.messages import EmbedRequest
 from materializer.metrics import WorkerMetrics
 from materializer.process import create_topics, open_producer, run_worker, topics_of
-from serving.client import AsyncEmbArkClient, ClientError, EmbArkClient
+from serving.client import AsyncEmbArkClient, EmbArkClient
 
 SECONDS = 2.0  # of hot look-ups
 CALL = 500  # keys, as a ranker has candidates
@@ -34,15 +34,16 @@ OPEN = ("tls_certificate", "tls_key", "tls_client_ca", "callers")  # on loopback
 
 
 class AtOnce:
-    """A Retina that answers at once."""
+    """A Retina that answers at once, each batch with the first of its `vectors`."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
-        self._vectors = vectors
+        self.vectors = vectors
+        self._outcome = Outcome(content_hash=b"\0" * 16)
 
     def encode(self, view: str, fingerprint: str, keys: Sequence[str], timeout: float) -> Encoded:
         return Encoded(
-            vectors=self._vectors[: len(keys)],
-            outcomes=(Outcome(content_hash=b"\0" * 16),) * len(keys),
+            vectors=self.vectors[: len(keys)],
+            outcomes=(self._outcome,) * len(keys),
             fingerprint=fingerprint,
         )
 
@@ -122,18 +123,10 @@ def looked_up(settings: Settings, bench: Bench, keys: Sequence[str], folder: Pat
     view = bench.specs[DIMS[-1]].view
     with ChildProcess("EmbArk", ["serve"], environment, folder / "embark.txt", folder=folder) as process:
         with EmbArkClient(address) as client:
-            process.wait_until(lambda: _answers(client, view), PATIENCE)
+            process.wait_until(lambda: client.answers(view), PATIENCE)
         calls = [keys[at : at + CALL] for at in range(0, len(keys), CALL)]
         cold, hot = asyncio.run(_asked(address, view, calls))
     return round(cold, 1), round(hot, 1)
-
-
-def _answers(client: EmbArkClient, view: str) -> bool:
-    try:
-        client.lookup(view, [], timeout=2.0)
-    except ClientError:
-        return False
-    return True
 
 
 async def _asked(address: str, view: str, calls: Sequence[Sequence[str]]) -> tuple[float, float]:

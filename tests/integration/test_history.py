@@ -16,7 +16,6 @@ from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Status
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
-from feature_repo.session import connect
 from feature_repo.views import encoder_specs
 from materializer.archive import EmbeddedBatch, FeastArchive
 from materializer.oov import set_oov
@@ -107,7 +106,7 @@ def live_through(store: FeatureStore) -> tuple[list[LookUp], list[OnItsWay]]:
     """Simulated time: keys are embedded, embedded again and fail, and are looked up in between, half a tick later."""
     draw = np.random.default_rng(3)
     spec = encoder_specs(store)[VIEW]
-    marks = CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+    marks = CassandraFailureMarks.of(store)
     rows, caches = FeastOnlineRows(store), HotCaches(megabytes=1, seconds=3600)
     writes = FeastArchive(store, rows)
     with closing(StoreReads(rows, marks)) as reads:

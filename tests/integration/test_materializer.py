@@ -131,7 +131,7 @@ class Bench:
         return MemoryRetina({view: spec.dim for view, spec in self.specs.items()}, failures or {})
 
     def marks(self, store: FeatureStore) -> CassandraFailureMarks:
-        return CassandraFailureMarks(connect(store), store.config.online_store.keyspace, store.project)
+        return CassandraFailureMarks.of(store)
 
     def online(self, keys: Sequence[str]) -> Embeddings:
         return FeastOnlineRows(self.store).read(self.specs[VIEW], keys)

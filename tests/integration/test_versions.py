@@ -14,7 +14,6 @@ import pytest
 from embark import repo
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.services import members_of
-from feature_repo.session import connect
 from feature_repo.views import encoder_specs, feast_objects
 from materializer.announcements import Announcement, Announcements
 from materializer.archive import EmbeddedBatch, FeastArchive
@@ -98,7 +97,7 @@ def test_embeddings_are_computed_anew_and_removed_and_come_back(shop: Shop, tmp_
         wait_until(lambda: bool((shop.online(KEYS[1:]).event_time > NOON).all()))
         wait_until(lambda: shop.count(shop.topics.dead_letters) == 1)
         assert (shop.online([broken]).found.all(), shop.online([broken]).event_time[0]) == (True, NOON)
-        marks = CassandraFailureMarks(connect(shop.store), shop.store.config.online_store.keyspace, shop.store.project)
+        marks = CassandraFailureMarks.of(shop.store)
         assert marks.read(VIEW, KEYS) == {}
         wait_until(lambda: kinds(others[0]) == ["embedded", "embedded"])
         assert list((shop.settings.state / "reembeds").iterdir()) == []  # what it had found is done
