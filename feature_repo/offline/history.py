@@ -107,7 +107,7 @@ class PartsHistory:
     def vectors(self, positions: NDArray[np.int64], column: str, into: NDArray[np.float32]) -> None:
         def read(part: int, some: slice) -> None:
             for table, rows, place in self._groups(part, positions, some, [column]):
-                _copy(table[column], rows, into[place])
+                _copy(table[column], rows, into[place], self._folder.path)
 
         self._each_part(positions, read)
 
@@ -170,21 +170,21 @@ class TableHistory:
 
     def vectors(self, positions: NDArray[np.int64], column: str, into: NDArray[np.float32]) -> None:
         if len(positions):
-            _copy(self.table[column], positions, into)
+            _copy(self.table[column], positions, into, "history")
 
     def where(self, column: str, value: str, columns: Sequence[str], times: Sequence[str]) -> pa.Table:
         found = self.table.filter(pc.equal(self.table[column], value))
         return in_utc(found.select(list(columns)), times)
 
 
-def _copy(column: pa.ChunkedArray, rows: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-    """The vectors of `column` at `rows` (M,) to `into` (M, dim)."""
+def _copy(column: pa.ChunkedArray, rows: NDArray[np.int64], into: NDArray[np.float32], of: str) -> None:
+    """The vectors of `column` at `rows` (M,) to `into` (M, dim). `of` is what an error calls the history."""
     found = matrix(column)
     if found is None:  # others of its rows are null: of keys that were removed
         column, rows = column.take(pa.array(rows)), np.arange(len(rows))
         found = matrix(column)
     if found is None or found.shape[1] != into.shape[1]:
-        raise ValueError(f"history holds vectors that are not of {into.shape[1]} floats")
+        raise ValueError(f"{of} holds vectors that are not of {into.shape[1]} floats")
     into[:] = found[rows]
 
 
