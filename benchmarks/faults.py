@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.comparison import options, publish
 from benchmarks.load import begun, finished
-from benchmarks.system import KEYS, SPEC, System, answers, running
+from benchmarks.system import KEYS, SPEC, System, running
 from embark.servers import free_port
 from feature_repo.embeddings import Status
 from serving.client import EmbArkClient
@@ -95,7 +95,7 @@ def envoy(system: System) -> str | None:
     system.stack.callback(process.wait, 30)
     system.stack.callback(process.terminate)
     with EmbArkClient(f"127.0.0.1:{port}") as client:
-        until(lambda: answers(client), 120, "Envoy does not answer")
+        until(lambda: client.answers(SPEC.view), 120, "Envoy does not answer")
     return f"127.0.0.1:{port}"
 
 
@@ -187,7 +187,7 @@ class Faults:
         time.sleep(self._away)
         with EmbArkClient(self._system.addresses[0]) as client:
             self._system.start(0, wait=False)
-            until(lambda: answers(client), 120, "EmbArk does not start")
+            until(lambda: client.answers(SPEC.view), 120, "EmbArk does not start")
         back = time.perf_counter()
         with EmbArkClient(self._system.addresses[0]) as client:
             took = until(lambda: bool((client.lookup(SPEC.view, KEYS[:20]).status == Status.HIT).all()), 60, "no hits")
