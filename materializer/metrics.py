@@ -11,7 +11,7 @@ from materializer.archive import ArchivePart
 Cause = ArchivePart | Literal["kafka", "retina", "busy_retina", "system"]
 
 TOPICS = ("live", "bulk", "retry")
-STAGES = ("find", "embed", "append", "write")
+STAGES = ("find", "embed", "append", "write", "tell")
 CAUSES: tuple[Cause, ...] = ("history", "online_store", "registry", "kafka", "retina", "busy_retina")
 HIT_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 21600.0)
 STAGE_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0)

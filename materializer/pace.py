@@ -31,7 +31,7 @@ class Pace:
     def keys_in(self, seconds: float) -> int:
         """Keys of any view that take about `seconds`, at least one."""
         now = self._clock.monotonic()
-        known = [taken for taken, when in self._views.values() if now - when <= MEMORY_SECONDS]
+        known = [taken for taken, when in tuple(self._views.values()) if now - when <= MEMORY_SECONDS]
         if not known:
             return UNKNOWN_KEYS
         slowest = max(known)

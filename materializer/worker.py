@@ -22,10 +22,11 @@ from materializer.metrics import STAGES, WorkerMetrics
 from materializer.needed import needed
 from materializer.outage import Abandoned, Patience
 from materializer.pace import Pace
-from materializer.stages import Stages
+from materializer.stages import Stage, Stages
 
 logger = logging.getLogger(__name__)
 
+WIDTHS = {"find": 2, "embed": 2}  # batches at a time: while Retina ends one, it begins the next
 ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
 
 
@@ -74,8 +75,8 @@ class Batch:
 
 
 class Worker:
-    """One consumer that embeds what is asked for. Batches overlap: one is polled, one looked up, one embedded,
-    one appended to history and one written online.
+    """One consumer that embeds what is asked for. Batches overlap: one is polled, two are looked up, two embedded,
+    one is appended to history, one written online and one told of.
 
     Args:
         consumer: a `KafkaConsumer` with `enable_auto_commit=False`; the worker subscribes and closes it.
@@ -125,8 +126,10 @@ class Worker:
         self._count = 0  # of batches
         self._in_flight: set[Identity] = set()  # of what is asked for in the stages
         self._first_abandoned: int | None = None  # number of a batch; any thread sets it
+        self._abandoning = threading.Lock()
         self._to_rewind: list[Taken] = []
-        self._stages = dict(zip(STAGES, (self._find, self._embed, self._append, self._write), strict=True))
+        work = (self._find, self._embed, self._append, self._write, self._tell)
+        self._stages = dict(zip(STAGES, work, strict=True))
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; then finishes the batches at hand, commits them and leaves the group.
@@ -137,10 +140,10 @@ class Worker:
         patient = partial(Patience, self._group, self._directory, self._metrics)
         patience = patient(stop.wait if self._overlap else poll_on, stop)
         commit = partial(self._commit, patient(poll_on, stop))
-        work = (partial(self._through, name, patience) for name in self._stages)
+        line = (Stage(partial(self._through, name, patience), WIDTHS.get(name, 1)) for name in self._stages)
         self._group.join(self._topics.live, self._topics.retry, later=(self._topics.bulk,))
         try:
-            with Stages(*work, overlap=self._overlap) as stages:
+            with Stages(*line, overlap=self._overlap) as stages:
                 try:
                     while not stop.is_set():
                         # 1. poll: look-ups' misses and retries, or else a little of a backfill
@@ -152,11 +155,12 @@ class Worker:
                             # 3. drop what is archived or marked; 4. group by view      (`_find`)
                             # 5. Retina                                                 (`_embed`)
                             # 6. history: nothing is served whose row is not there      (`_append`)
-                            # 7. online; failures: retry topic / dead letter + mark; announce   (`_write`)
+                            # 7. online                                                 (`_write`)
+                            # 8. failures: retry topic / dead letter + mark; announce   (`_tell`)
                             while not stages.offer(batch, ROOM_SECONDS):
                                 self._group.stay(0, stop)
                                 commit(stages)
-                        # 8. commit, in order: every effect above is durable
+                        # 9. commit, in order: every effect above is durable
                         commit(stages)
                         while self._to_rewind and not stop.is_set():
                             if not self._read_again(stages):
@@ -187,6 +191,7 @@ class Worker:
     def _commit(self, patience: Patience, stages: Stages[Batch]) -> None:
         """Commits what went through all stages, and keeps what was abandoned to be read again."""
         for batch in stages.finished():
+            self._abandon_after_another(batch)
             if not batch.abandoned:
                 try:
                     patience.until_done(partial(self._group.commit, batch.taken), batch.taken)
@@ -213,9 +218,7 @@ class Worker:
 
     def _through(self, name: str, patience: Patience, batch: Batch) -> None:
         """Has a stage work on a batch, unless that or one before it is abandoned: offsets are committed in order."""
-        first = self._first_abandoned
-        if first is not None and batch.number > first and not batch.abandoned:
-            batch.abandoned = "one before them is"
+        self._abandon_after_another(batch)
         if batch.abandoned:
             return
         try:
@@ -224,10 +227,16 @@ class Worker:
         except Abandoned as why:
             self._abandon(batch, str(why))
 
+    def _abandon_after_another(self, batch: Batch) -> None:
+        first = self._first_abandoned
+        if first is not None and batch.number > first and not batch.abandoned:
+            batch.abandoned = "one before them is"
+
     def _abandon(self, batch: Batch, why: str) -> None:
         batch.abandoned = why
-        first = self._first_abandoned
-        self._first_abandoned = batch.number if first is None else min(first, batch.number)
+        with self._abandoning:
+            first = self._first_abandoned
+            self._first_abandoned = batch.number if first is None else min(first, batch.number)
 
     # The stages
 
@@ -271,6 +280,8 @@ class Worker:
             ages = (self._clock.now() - embedded.event_time) / 1e6
             waited = [age for key, age in zip(embedded.keys, ages, strict=True) if (spec.view, key) in missed]
             self._metrics.archived(spec.view, len(embedded), waited)
+
+    def _tell(self, batch: Batch, patience: Patience) -> None:
         patience.until_done(partial(self._failures.settle, batch.failures), batch.taken)
         told = [each for spec, embedded in batch.embedded for each in embedded.announcements(spec.view)]
         told += batch.known + failed(batch.failures)

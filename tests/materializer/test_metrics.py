@@ -46,7 +46,7 @@ def test_a_worker_tells_what_it_archived_and_how_long_look_ups_waited(
     assert 8.0 <= (told(registry, "kfc_miss_to_hit_seconds_sum", view=TEXT.view) or 0) < 10.0
     assert told(registry, "kfc_batch_requests_sum") == 4
     assert told(registry, "kfc_batch_requests_count") == 2
-    for stage in ("find", "embed", "append", "write"):
+    for stage in ("find", "embed", "append", "write", "tell"):
         assert told(registry, "kfc_stage_seconds_count", stage=stage) == 2
 
 

@@ -741,7 +741,7 @@ def test_a_retry_that_is_due_before_the_batch_that_sent_it_is_committed_is_not_d
 
 def test_what_was_taken_after_a_batch_that_is_given_up_is_never_committed_before_it(kitchen: Kitchen) -> None:
     gone, stays = TopicPartition(TOPICS.live, 0), TopicPartition(TOPICS.live, 1)
-    inside = 8  # batches: one at work and one waiting, in each stage
+    inside = 10  # batches, up to the stage that waits: one or two at work in each, and one waiting
     kitchen.consumer.patience = math.inf
     kitchen.archive.online_errors.extend([ArchiveUnavailable("no host")] * 10_000)
     kitchen.ask("a", partition=0)
