@@ -3,19 +3,19 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from encoders.spec import EncoderSpec
 from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import FailureMarks
 from materializer.announcements import Announcer, failed
-from materializer.archive import Archive, EmbeddedBatch
-from materializer.asked import Asked, Decoder, Identity, by_view, identity
+from materializer.archive import Archive
+from materializer.asked import Decoder, Identity, by_view, identity
+from materializer.batch import Batch
 from materializer.clock import Clock, SystemClock
 from materializer.embedding import Embedder, Retina
-from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failure, Failures, Producer, retry_delay
+from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failures, Producer, retry_delay
 from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
 from materializer.messages import Announcement, EmbedRequest, MalformedMessage, Topics
 from materializer.metrics import STAGES, WorkerMetrics
@@ -47,31 +47,6 @@ class Limits:
     live_seconds: float = 2.0
     bulk_seconds: float = 0.5
     max_attempts: int = MAX_ATTEMPTS
-
-
-@dataclass(kw_only=True, slots=True)
-class Batch:
-    """Requests that go through the stages together.
-
-    Attributes:
-        number: they are committed in its order.
-        taken: their records.
-        asked: the requests, one a view and key, without those that are in a batch before this one.
-        wanted: of these, by view, those that nobody has an answer to.
-        known: what is told of the others, once more: whoever answered them may have died before it told.
-        embedded: by view, what Retina made of them.
-        failures: what got no embedding.
-        abandoned: why it is not finished, if it is not; nothing of it is committed then.
-    """
-
-    number: int
-    taken: Taken
-    asked: list[Asked]
-    failures: list[Failure]
-    wanted: list[tuple[EncoderSpec, list[Asked]]] = field(default_factory=list)
-    known: list[Announcement] = field(default_factory=list)
-    embedded: list[tuple[EncoderSpec, EmbeddedBatch]] = field(default_factory=list)
-    abandoned: str = ""
 
 
 class Worker:
