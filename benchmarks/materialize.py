@@ -10,7 +10,7 @@ The limit: the driver inserting the same rows, at its best of several numbers of
 cannot tell which write is the last; nothing else, no Kafka, no history.
 All have 100,000 rows of history before. Then the same worker with MobileNetV3-small on pictures in memory, beside what
 the network and its decoding embed alone, in the same process on the same cores.
-Ways are interleaved in one run, on one real Kafka and one real Cassandra. What was archived is read back. Five minutes,
+Ways are interleaved in one run, on one real Kafka and one real Cassandra. What was archived is read back. Six minutes,
 or less than one with --fast.
 """
 
@@ -100,7 +100,7 @@ class Size:
     pictures: int
 
 
-FULL = Size(rounds=5, warm_up=4, requests=10_000, history=100_000, naive=5, pictures=1000)
+FULL = Size(rounds=5, warm_up=12, requests=10_000, history=100_000, naive=5, pictures=1000)
 FAST = Size(rounds=1, warm_up=1, requests=1500, history=5000, naive=2, pictures=48)
 WARM_UP = 1
 
