@@ -123,7 +123,7 @@ def planted(most: int) -> tuple[list[Image.Image], NDArray[np.int64], list[str]]
 
 
 def scored(
-    similarity: NDArray[np.number], family: NDArray[np.int64], change: Sequence[str], way: str, rate: float | None
+    similarity: NDArray[np.floating], family: NDArray[np.int64], change: Sequence[str], way: str, rate: float | None
 ) -> list[dict[str, Any]]:
     """Recall of each kind of change at the threshold that has the precision over all pairs; (N, N) similarities."""
     left, right = np.triu_indices(len(family), 1)
@@ -143,25 +143,26 @@ def scored(
     return [row | {"items/s": rate}]
 
 
-def hamming(hashes: Sequence[str]) -> NDArray[np.int64]:
+def hamming(hashes: Sequence[str]) -> NDArray[np.float32]:
     """How many bits two hashes share, (N, N)."""
-    bits = np.unpackbits(np.array([list(bytes.fromhex(h)) for h in hashes], dtype=np.uint8), axis=1).astype(np.int32)
-    return bits.shape[1] - (bits @ (1 - bits).T + (1 - bits) @ bits.T)
+    bits = np.unpackbits(np.array([list(bytes.fromhex(h)) for h in hashes], dtype=np.uint8), axis=1).astype(np.float32)
+    return np.float32(bits.shape[1]) - (bits @ (1 - bits).T + (1 - bits) @ bits.T)
 
 
 def of_peer(shown: Sequence[Image.Image], folder: Path) -> dict[str, Any]:
     """imagededup's hashes: its package alone, beside the libraries that are here, in a process of its own."""
     place = folder / "peer"
     subprocess.run(["uv", "pip", "install", "-q", "--no-deps", "--target", place, *PEER], check=True)  # noqa: S603, S607
-    np.savez(folder / "pictures.npz", **{str(i): np.asarray(p) for i, p in enumerate(shown)})
+    arrays: dict[str, Any] = {str(i): np.asarray(p) for i, p in enumerate(shown)}
+    np.savez(folder / "pictures.npz", **arrays)
     command = [
         sys.executable,
         "-W",
         "ignore",
         "-m",
         "benchmarks.duplicates_peer",
-        folder / "pictures.npz",
-        folder / "h",
+        str(folder / "pictures.npz"),
+        str(folder / "h"),
     ]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(place)})  # noqa: S603 - our own command
     told: dict[str, Any] = json.loads((folder / "h").read_text())
@@ -188,7 +189,7 @@ def compared_pictures(given: argparse.Namespace) -> tuple[list[dict[str, Any]], 
     vectors, rate, spec = embedded_pictures(shown)
     to_unit_length(vectors, centre_of(vectors))
     name = f"{spec.view}{'' if spec.pretrained else ', random weights'}"
-    similarity: dict[str, NDArray[np.number]] = {name: vectors @ vectors.T}
+    similarity: dict[str, NDArray[np.floating]] = {name: vectors @ vectors.T}
     rows = scored(similarity[name], family, change, name, round(rate))
     ours = rows[0]["recall, all pairs"]
     with tempfile.TemporaryDirectory() as folder:
@@ -208,9 +209,10 @@ def compared_texts(given: argparse.Namespace) -> list[dict[str, Any]]:
     spec = pin_weights(TEXTS, lambda line: None)
     encoder = load_encoder(spec, "cpu")
     titles = [photograph.title for photograph in photographs()]
+    ways: dict[str, Callable[[str], str]] = {"": str, **PARAPHRASES}
     texts, family, change = [], [], []
     for number, title in enumerate(titles):
-        for name, changed in {"": str, **PARAPHRASES}.items():
+        for name, changed in ways.items():
             texts.append(changed(title))
             family.append(number)
             change.append(name)

@@ -11,7 +11,7 @@ from training.duplicate_curves import Scored, draw_curves
 
 def draw(
     path: Path,
-    similarity: Mapping[str, NDArray[np.number]],
+    similarity: Mapping[str, NDArray[np.floating]],
     family: NDArray[np.int64],
     change: Sequence[str],
     title: str,

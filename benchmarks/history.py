@@ -153,6 +153,8 @@ def once(folder: Path, way: str, size: Size) -> dict[str, Any]:
         seconds, most = time.perf_counter() - start, peak()
         weights = torch.from_numpy(np.linspace(-1, 1, SPEC.dim, dtype=np.float32))
         sums = (tensors.vectors @ weights)[tensors.rows]
+    elif isinstance(log, Path):
+        raise ValueError(f"{STOCK} takes only impressions that are in memory")
     else:
         frame = log.frame[["image_url", "event_timestamp"]].assign(row=np.arange(len(log)))
         table = store.get_historical_features(

@@ -103,7 +103,7 @@ class Candidates:
             }
             for i in range(count)
         ]
-        encoders = {s.modality: load_encoder(s.pin(s.weights), "cpu") for s in (IMAGE, TEXT)}
+        encoders: dict[str, Encoder] = {s.modality: load_encoder(s.pin(s.weights), "cpu") for s in (IMAGE, TEXT)}
         images = [encoders["image"].prepare(_picture(draw)) for _ in items]
         texts = [encoders["text"].prepare(str(item["text"]).encode()) for item in items]
         return cls(items, {"image": images, "text": texts}, encoders)

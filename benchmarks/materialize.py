@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,7 @@ def archived(bench: Bench, size: Size, session: Any) -> dict[str, list[float]]:
 
             turns: dict[str, Callable[[], None]] = {KFC_WAY: kfc}
             for name, way in ways.items():
-                turns[name] = lambda way=way, given=given: way.write(given)
+                turns[name] = partial(way.write, given)
             took = take_turns(turns, lambda name, outcome: None, shuffle) | seconds
         bench.check(NOTHING.view, keys, before)
         if i >= size.warm_up:

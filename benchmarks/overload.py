@@ -83,7 +83,7 @@ def main() -> None:
         row("open loop, half of the peak", short, rate=peak / 2 / CLIENTS)
         # 3. overload
         loads = asked(system, long, rate=2 * peak / CLIENTS)
-        memory = []
+        memory: list[float] = []
         while any(load.poll() is None for load in loads) and len(memory) < 4 * long:
             time.sleep(0.25)
             memory.append(megabytes())

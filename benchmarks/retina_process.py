@@ -92,7 +92,7 @@ def encoder_of(view: str) -> Encoder:
     return load_encoder(SPECS[view], str(DEVICE))
 
 
-class Naive(RetinaServicer):
+class Naive(RetinaServicer):  # type: ignore[misc]
     """What one writes first: a thread a request, which downloads, decodes and embeds by itself, input by input."""
 
     def Encode(self, request: EncodeRequest, context: grpc.ServicerContext) -> EncodeReply:
@@ -162,6 +162,7 @@ class Bare:
         forward = encoder_of(view)._forward  # type: ignore[attr-defined]
         found = []
         for batch in self._batches(view):
+            tensors: tuple[torch.Tensor, ...]
             if SPECS[view].modality == "text":
                 tensors = pad_sequence(batch, batch_first=True), torch.tensor([len(each) for each in batch])
             else:
@@ -240,7 +241,7 @@ def main() -> None:
 
     async def serve() -> None:
         networks = [ip_network("127.0.0.0/8")]
-        async with Fetcher(allowed_networks=networks) as fetcher:  # type: ignore[arg-type]
+        async with Fetcher(allowed_networks=networks) as fetcher:
             service = RetinaService(
                 registered=lambda: SPECS,
                 fetcher=fetcher,

@@ -290,7 +290,7 @@ def compared(found: Mapping[str, Sequence[float]], size: int) -> list[dict[str, 
 def loaded(cold: str, hot: str, items: Embedded, given: argparse.Namespace) -> list[dict[str, Any]]:
     """EmbArk alone under load."""
     rows = []
-    base = {"view": SPEC.view, "keys": list(items.keys)}
+    base: dict[str, Any] = {"view": SPEC.view, "keys": list(items.keys)}
     for way, address in ((HOT, hot), (COLD, cold)):
         asked = base | {"address": address, "count": 500, "calls": 4, "seconds": 2 if given.fast else 8}
         keys_s, taken, failed = load(2, asked)

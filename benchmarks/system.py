@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,7 @@ def written(store: FeatureStore, rows: pd.DataFrame) -> None:
 
 
 @contextmanager
-def running(folder: Path, count: int = 1, **settings: object) -> Iterator[System]:
+def running(folder: Path, count: int = 1, **settings: Any) -> Iterator[System]:
     """Kafka and Cassandra with KEYS online, and settings of `count` EmbArks, none of which runs yet."""
     servers = LocalServers(state=folder / "servers", kafka_port=free_port(), cassandra_port=free_port())
     repo = folder / "repo"

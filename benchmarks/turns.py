@@ -42,7 +42,7 @@ def take_turns(
     return seconds
 
 
-def options(doc: str | None, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def options(doc: str | None, add: Callable[[argparse.ArgumentParser], object] | None = None) -> argparse.Namespace:
     """The command line that all benchmarks have, with what `add` adds to it."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -5,9 +5,10 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import httpcore
+if TYPE_CHECKING:
+    import httpcore
 
 HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
@@ -66,7 +67,7 @@ class Signer:
                 raise ValueError(f"{host!r} is no host in lower case, as images.example.com or images.example.com:8443")
         self._secrets = {host.encode(): secret for host, secret in secrets.items()}
 
-    def headers(self, target: httpcore.URL, host: bytes, now: int) -> list[tuple[bytes, bytes]]:
+    def headers(self, target: "httpcore.URL", host: bytes, now: int) -> list[tuple[bytes, bytes]]:
         """What is to be added to a request.
 
         Args:

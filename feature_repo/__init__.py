@@ -4,6 +4,8 @@
 # are one metric whatever registry they are in.
 import prometheus_client  # noqa: F401
 
+from feature_repo.feast_unchecked import leave_feast_unchecked
 from feature_repo.torch_on_demand import defer_torch
 
 defer_torch()
+leave_feast_unchecked()

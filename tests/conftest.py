@@ -5,11 +5,14 @@ import os
 # Before torch is imported, here and in what tests start: OpenMP's threads wait for each other by spinning, and networks
 # of tests are tiny. On two busy cores the tests of training took four times as long with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Images set it. Each process that tests start would compile all of EmbArk anew: a tenth of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from hypothesis import settings
 
 import feature_repo  # noqa: F401 - before Feast, which tests import in any order
+from tests.distribution import ByScope, turn
 
 # A busy machine is no failure: nothing here is timed.
 settings.register_profile("untimed", deadline=None, print_blob=True)
@@ -26,9 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that needs the servers goes to one process, one test after the other: they are started once."""
-    for item in items:
-        if item.get_closest_marker("servers"):
-            item.add_marker(pytest.mark.xdist_group("servers"))
+    items.sort(key=lambda item: turn(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByScope:
+    return ByScope(config, log)

@@ -311,7 +311,7 @@ def test_data_survives_down_and_up_twice_is_harmless(tmp_path: Path) -> None:
             ("cassandra-1", "5.0.5", True),
         ]
         cluster, session = connected(servers)
-        with closing_cluster(cluster):
+        with cluster:
             session.execute("CREATE TABLE kept (k text PRIMARY KEY, v vector<float, 3>)")
             session.execute("CREATE INDEX ON kept (v) USING 'sai' WITH OPTIONS = {'similarity_function': 'cosine'}")
             session.execute("INSERT INTO kept (k, v) VALUES ('a', [1, 2, 3])")
@@ -344,7 +344,7 @@ def test_data_survives_down_and_up_twice_is_harmless(tmp_path: Path) -> None:
         with listening(layout["controller_port"]), listening(layout["storage_port"]):
             servers.up()
         cluster, session = connected(servers)
-        with closing_cluster(cluster):
+        with cluster:
             assert list(session.execute("SELECT v FROM kept WHERE k = 'a'").one().v) == [1, 2, 3]
         with closing(KafkaConsumer(bootstrap_servers=servers.kafka_bootstrap)) as consumer:
             partition = TopicPartition("kept", 0)
@@ -387,7 +387,7 @@ def test_three_nodes_of_each_survive_the_loss_of_one(tmp_path: Path) -> None:
         servers.up()
         assert len([s for s in servers.status() if s.ready]) == 6
         cluster, session = connected(servers, ConsistencyLevel.QUORUM)
-        with closing_cluster(cluster):
+        with cluster:
             session.execute("CREATE TABLE kept (k int PRIMARY KEY, v int)")
             for i in range(50):
                 session.execute("INSERT INTO kept (k, v) VALUES (%s, %s)", (i, i))
@@ -400,7 +400,7 @@ def test_three_nodes_of_each_survive_the_loss_of_one(tmp_path: Path) -> None:
         servers.up()  # starts what is missing
         assert all(s.ready for s in servers.status())
         cluster, session = connected(servers, ConsistencyLevel.ALL)  # every node counts every other as up
-        with closing_cluster(cluster):
+        with cluster:
             assert [session.execute("SELECT v FROM kept WHERE k = %s", (i,)).one().v for i in range(50)] == [*range(50)]
     finally:
         servers.down()
@@ -412,10 +412,3 @@ def listening(port: int) -> socket.socket:
     taken.bind(("127.0.0.1", port))
     taken.listen()
     return taken
-
-
-class closing_cluster(closing):
-    """`closing`, for a thing that shuts down."""
-
-    def __exit__(self, *_: object) -> None:
-        self.thing.shutdown()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from encoders import compute
 from encoders.compute import (
     DeviceUnavailable,
     Forward,
@@ -102,7 +101,7 @@ def test_passes_of_a_gpu_have_few_sizes_since_each_is_planned_anew(monkeypatch: 
     assert forward.stacked(inputs).shape == (9, 3, 8, 8)  # a CPU has no use for more
     forward._streams = StreamPerThread(CPU, FakeCuda())
     empty = torch.empty
-    monkeypatch.setattr(compute.torch, "empty", lambda *shape, pin_memory, **given: empty(*shape, **given))
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **given: empty(*shape, **given))
     for count, size in ((1, 1), (2, 8), (9, 32)):
         batch = forward.stacked(inputs[:count])
         assert batch.shape == (size, 3, 8, 8)
@@ -132,6 +131,6 @@ def test_a_machine_without_a_compiler_says_so_before_anything_is_served(monkeypa
     def compile_nothing(function: Any) -> Any:
         raise RuntimeError("No working C++ compiler found\nin a long trace")
 
-    monkeypatch.setattr(compute.torch, "compile", compile_nothing)
+    monkeypatch.setattr(torch, "compile", compile_nothing)
     with pytest.raises(DeviceUnavailable, match=r"compiled for cpu here: No working C\+\+ compiler found; install"):
         check_compiler(CPU)

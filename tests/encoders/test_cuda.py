@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embark.photographs import photographs as catalogue
 from encoders.batching import Batches
 from encoders.compute import Forward, Plan, StreamPerThread, choose_device
 from encoders.encoder import EncodeError, Encoder
@@ -31,6 +30,7 @@ from tests.encoders.families import (
     pinned,
     text_checkpoint,
 )
+from training.photographs import photographs as catalogue
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

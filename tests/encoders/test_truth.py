@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torchvision.models import get_model_weights
 
-from embark.photographs import photographs as catalogue
 from encoders.compute import compute_in_threads
 from encoders.encoder import Encoder
 from encoders.image import torchvision_preprocessing
@@ -32,6 +31,7 @@ from tests.encoders.families import (
     text_checkpoint,
 )
 from tests.encoders.pictures import file_of, photographs
+from training.photographs import photographs as catalogue
 
 ROOT = Path(__file__).parents[2]
 # of the vector's length: sums of other batch sizes are rounded in another order

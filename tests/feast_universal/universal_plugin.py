@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_for(name: str, item: pytest.Item) -> bool:
-    if "dynamodb_local_environment" in item.fixturenames:  # starts a DynamoDB of its own, whatever the store
+    # That fixture starts a DynamoDB of its own, whatever the store.
+    if isinstance(item, pytest.Function) and "dynamodb_local_environment" in item.fixturenames:
         return False
     marker = item.get_closest_marker("universal_online_stores")
     only = marker.kwargs.get("only") if marker else None

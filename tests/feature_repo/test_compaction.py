@@ -176,7 +176,7 @@ def test_a_crash_at_any_file_operation_loses_and_doubles_nothing(
     for turn in range(1, 31):
         operations = 0
         with monkeypatch.context() as patch:
-            for module, name in ((folder.os, "fsync"), (folder, "_write_parquet"), (Folder, "remove")):
+            for module, name in ((os, "fsync"), (folder, "_write_parquet"), (Folder, "remove")):
                 patch.setattr(module, name, failing_at(turn, getattr(module, name)))
             try:
                 run(view, after=LATER * (turn % 2))

@@ -256,7 +256,7 @@ def feast_serve(folder: Path) -> Iterator[str]:
         subprocess.Popen(command, stdout=out, stderr=out, cwd=Path(__file__).parents[2]) as process,
     ):
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 240
             while True:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()

@@ -4,14 +4,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import serving
 from embark.servers import free_port
 from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
@@ -202,9 +200,3 @@ def test_health_is_told() -> None:
     with served(Parts().archive) as address, grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def test_no_module_of_serving_imports_torch() -> None:
-    modules = [f"serving.{path.stem}" for path in Path(serving.__file__).parent.glob("*.py") if path.stem != "__init__"]
-    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,10 +16,10 @@ from training.config import Config, parse
 from training.examples import OOV_ROW, examples
 from training.inputs import inputs
 from training.predict import nll, predict
-from training.prepare import Material, held_out, prepare
+from training.prepare import held_out, prepare
 from training.saved import CHECKPOINT, MODEL, ModelError, load_model, read_whole
 from training.threads import one_thread
-from training.train import Unwatched, train
+from training.train import Material, Unwatched, train
 
 
 @pytest.fixture(scope="module")
