@@ -24,9 +24,10 @@ KEY_CHARACTERS = 256  # on average, at most: longer ones make room sooner
 NEGATIVES = 20_000  # keys without a vector
 MOST_SPELLINGS = 8  # of one key: more would let a stranger fill memory with one picture
 OOV_SECONDS = 1.0  # < what anyone waits for an embedding, should its announcement be lost
-ENTRY = np.dtype(
-    [("expires", "f8"), ("embedding_id", "i8"), ("event_time", "i8"), ("status", "u1"), ("uses", "u1"), ("", "V6")]
-)
+# Of a slot: four words of eight bytes. They are no structured type, of which numpy copies each value by itself.
+EXPIRES, EMBEDDING_ID, EVENT_TIME, WORDS = 0, 1, 2, 4
+STATUS, USES = 24, 25  # bytes, in the last word
+FAILED = int(Status.FAILED)  # an IntEnum is compared slowly
 FAILED_SECONDS = 10.0  # a mark lives for a day, but may be cleared by hand
 
 
@@ -80,10 +81,10 @@ class HotCache:
         self._slab[self.capacity] = self._oov.vector
         # What else belongs to a slot lies in one place, half a line of the processor's cache: a look-up waits for it
         # once a key, not five times.
-        self._entries = np.zeros(slots, dtype=ENTRY)
-        self._status, self._uses = self._entries["status"], self._entries["uses"]
-        self._ids, self._times = self._entries["embedding_id"], self._entries["event_time"]
-        self._expires = self._entries["expires"]
+        self._entries = np.zeros((slots, WORDS), dtype=np.int64)
+        self._expires = self._entries.view(np.float64)[:, EXPIRES]
+        self._ids, self._times = self._entries[:, EMBEDDING_ID], self._entries[:, EVENT_TIME]
+        self._status, self._uses = (self._entries.view(np.uint8)[:, at] for at in (STATUS, USES))
         self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov.embedding_id, -np.inf
         self._policy = S3Fifo(self.capacity, self._uses)
         self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
@@ -113,23 +114,27 @@ class HotCache:
         """
         with self._lock:
             slots = np.fromiter(map(self._index.get, keys, repeat(self._nowhere)), np.intp, len(keys))
-            entries = self._entries.take(slots)
-            missing = entries["expires"] <= self._clock()
+            entries = self._entries.take(slots, axis=0)
+            missing = entries.view(np.float64)[:, EXPIRES] <= self._clock()
             misses = int(np.count_nonzero(missing))
             if misses:
                 slots[missing] = self._nowhere
                 entries[missing] = self._entries[self._nowhere]
-            self._uses[slots] = np.minimum(entries["uses"] + 1, MOST_USES)
+            small = entries.view(np.uint8)
+            status, uses = small[:, STATUS], small[:, USES]
+            rare = uses < MOST_USES
+            if np.count_nonzero(rare):  # what is hot has been counted up to there
+                self._uses[slots[rare]] = uses[rare] + 1
             self.counts.hits += len(keys) - misses
             self.counts.misses += misses
-            status = entries["status"].copy()
+            failed = np.flatnonzero(status == FAILED).tolist() if self._why else ()
             return Embeddings(
                 # What is beyond the slab has its last row; numpy fills `room` at once only where it may clip.
                 vectors=self._slab.take(slots, axis=0, out=room, mode="clip"),
                 status=status,
-                embedding_id=entries["embedding_id"].copy(),
-                event_time=entries["event_time"].copy(),
-                failures={int(i): self._why[int(slots[i])] for i in np.flatnonzero(status == Status.FAILED)},
+                embedding_id=entries[:, EMBEDDING_ID],
+                event_time=entries[:, EVENT_TIME],
+                failures={i: self._why[int(slots[i])] for i in failed},
             ), missing
 
     def now(self) -> float:
@@ -304,7 +309,7 @@ class HotCaches:
     def of(self, spec: EncoderSpec) -> HotCache:
         """The cache of an encoder; a new one where the view is declared anew (other parameters of URLs to drop)."""
         found = self._caches.get(spec.view)
-        if found is None or found[0] != spec:
+        if found is None or (found[0] is not spec and found[0] != spec):
             with self._lock:
                 found = self._caches.get(spec.view)
                 if found is None or found[0] != spec:

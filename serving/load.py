@@ -1,7 +1,6 @@
 """How many calls are answered at a time: what is more is refused at once, while it is cheap."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from serving.refusals import Overloaded, TooLate
 
@@ -11,7 +10,7 @@ MARGIN_SHARE = 0.1  # of the time that is left, where that is more
 
 
 class Gate:
-    """For the thread of the event loop.
+    """Open within `with gate:`, once a call; for the thread of the event loop.
 
     Args:
         most: calls at a time.
@@ -22,21 +21,19 @@ class Gate:
         self.inside = 0
         self.refused = 0
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """One call.
-
-        Raises:
-            Overloaded: there is no room.
+    def __enter__(self) -> None:
+        """Raises:
+        Overloaded: there is no room.
         """
         if self.inside >= self._most:
             self.refused += 1
             raise Overloaded(f"{self.inside} calls are being answered: again later, or elsewhere")
         self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.inside -= 1
 
 
 def budget(remaining: float | None) -> float | None:

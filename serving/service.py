@@ -29,6 +29,7 @@ from serving.services import Services, UnknownService
 
 T = TypeVar("T")
 
+OK, UNKNOWN = grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN  # members of an enum are found slowly
 MOST_AHEAD_SECONDS = 300.0  # decision 3 of the design: what is further ahead is no clock's skew
 STALL_SECONDS = 30.0  # for which a reader of a stream may take nothing
 
@@ -80,10 +81,11 @@ class EmbArkService:
         """See `embark.proto`; answers a serialized `LookupReply`."""
 
         async def answer(caller: Caller) -> bytes:
-            caller.check(request.view, len(request.keys), self._max_keys)
-            vectors = self._vector_bytes(request.view, len(request.keys), request.precision)
-            caller.spend(len(request.keys), request.ByteSize() + vectors)
-            return await self._reply(request.view, request.keys, request.precision, context)
+            view, keys, precision = request.view, request.keys, request.precision
+            count = len(keys)
+            caller.check(view, count, self._max_keys)
+            caller.spend(count, request.ByteSize() + self._vector_bytes(view, count, precision))
+            return await self._reply(view, keys, precision, context)
 
         reply: bytes = await self._guarded("Lookup", context, answer)
         return reply
@@ -200,13 +202,13 @@ class EmbArkService:
         self, method: str, context: grpc.aio.ServicerContext, answer: Callable[[Caller], Awaitable[T]]
     ) -> T:
         """Lets a known caller in while there is room, and tells what is refused by gRPC's codes."""
-        began, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
+        began, code = time.perf_counter(), UNKNOWN
         try:
             try:
                 came_with = context.invocation_metadata() or ()
-                with self._gate.entered(), self._traces.span(f"EmbArk/{method}", (came_with,)):
+                with self._gate, self._traces.span(f"EmbArk/{method}", (came_with,)):
                     done = await answer(self._callers.caller(came_with))
-                    code = grpc.StatusCode.OK
+                    code = OK
                     return done
             except Refused as refusal:
                 code, why = refusal.code, str(refusal)

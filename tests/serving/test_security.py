@@ -235,7 +235,7 @@ def test_a_reader_that_takes_nothing_holds_up_nobody() -> None:
 def test_more_calls_than_there_is_room_for_are_refused_at_once_and_health_is_not() -> None:
     gate = Gate(1)
     with served(Parts().archive, gate=gate) as address, EmbArkClient(address) as client:
-        with gate.entered(), pytest.raises(EmbArkOverloaded, match="1 calls are being answered"):
+        with gate, pytest.raises(EmbArkOverloaded, match="1 calls are being answered"):
             client.lookup(TEXT.view, ["x"])
         assert len(client.lookup(TEXT.view, ["x"]).status) == 1
     assert (gate.inside, gate.refused) == (0, 1)
