@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from embark.metrics import metrics_served
@@ -140,7 +141,7 @@ def _run_one(settings: Settings, process: int | None) -> None:
         warm_start = WarmStart(hot_keys, archive, caches, keeps=not process, fresh=freshness.reading.wait)
         with OovRefresh(directory, rows, caches), freshness, warm_start:
             keep_what_started()
-            asyncio.run(_serve(settings, service, stop, listening, shared_port=process is not None))
+            uvloop.run(_serve(settings, service, stop, listening, shared_port=process is not None))
 
 
 async def _serve(
