@@ -1,7 +1,7 @@
 """What EmbArk tells of itself, to a registry of Prometheus that is handed in."""
 
+import functools
 from collections.abc import Iterator
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Metrics:
         )
         keys = Counter("embark_keys", "Keys answered, by view and status", ["view", "status"], registry=registry)
         # Finding a metric by its labels takes longer than counting; there are as many as views and codes.
-        self._calls, self._keys = cache(calls.labels), cache(keys.labels)
+        self._calls, self._keys = functools.cache(calls.labels), functools.cache(keys.labels)
 
     def called(self, method: str, code: str, seconds: float) -> None:
         """A call has ended."""
@@ -91,4 +91,5 @@ class PartsCollector(Collector):
         yield CounterMetricFamily("embark_requests_published", "Requests that Kafka has", self._requests.published)
         yield CounterMetricFamily("embark_requests_dropped", "Requests that found no room", self._requests.dropped)
         yield GaugeMetricFamily("embark_calls", "Calls being answered", self._gate.inside)
+        yield GaugeMetricFamily("embark_unsent_bytes", "Of answers that wait to be sent", self._gate.unsent)
         yield CounterMetricFamily("embark_calls_refused", "Calls that found no room", self._gate.refused)

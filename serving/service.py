@@ -87,8 +87,7 @@ class EmbArkService:
             caller.spend(count, request.ByteSize() + self._vector_bytes(view, count, precision))
             return await self._reply(view, keys, precision, context)
 
-        reply: bytes = await self._guarded("Lookup", context, answer)
-        return reply
+        return self._sending(await self._guarded("Lookup", context, answer), context)
 
     async def LookupMany(self, request: LookupManyRequest, context: grpc.aio.ServicerContext) -> bytes:
         """See `embark.proto`; answers a serialized `LookupManyReply`."""
@@ -108,8 +107,7 @@ class EmbArkService:
             )
             return many_bytes((view, reply) for (view, _), reply in zip(asked, replies, strict=True))
 
-        reply: bytes = await self._guarded("LookupMany", context, answer)
-        return reply
+        return self._sending(await self._guarded("LookupMany", context, answer), context)
 
     async def LookupStream(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """See `embark.proto`. The next reply is made when the one before has been taken: a slow reader costs one."""
@@ -197,6 +195,13 @@ class EmbArkService:
         if draft is not None:
             return draft.finished(answer)
         return reply_bytes(answer, spec.pinned, precision, first)
+
+    def _sending(self, reply: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Counts a reply from when it is made until the call has ended."""
+        size = len(reply)
+        self._gate.made(size)
+        context.add_done_callback(lambda _: self._gate.sent(size))
+        return reply
 
     async def _guarded(
         self, method: str, context: grpc.aio.ServicerContext, answer: Callable[[Caller], Awaitable[T]]
