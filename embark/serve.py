@@ -40,6 +40,10 @@ from serving.warm_start import WarmStart
 
 logger = logging.getLogger(__name__)
 
+# For which a thread may keep the interpreter while others wait: Python's 5 ms, several times a call, is what hot
+# look-ups waited for reads of the store, for Kafka's threads, and for Feast's registry.
+SWITCH_SECONDS = 0.0005
+
 
 def run_embark(settings: Settings, process: int | None = None) -> None:
     """EmbArk, until a signal stops it.
@@ -96,6 +100,7 @@ def _run_several(settings: Settings) -> None:
 
 
 def _run_one(settings: Settings, process: int | None) -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
     keep_freed_memory()
     store = open_store(settings.repo)
     rows = FeastOnlineRows(store)
