@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +38,19 @@ class Counts:
     misses: int = 0
     filled: int = 0
     refused: int = 0  # fills below a floor
+
+
+class _Index(dict[str, int]):
+    """Key → slot; a key that is not here has the slot `nowhere`.
+
+    So a look-up takes all slots with one function of one argument, in half the time of `get` with its default.
+    """
+
+    def __init__(self, nowhere: int) -> None:
+        self._nowhere = nowhere
+
+    def __missing__(self, key: str) -> int:
+        return self._nowhere
 
 
 class HotCache:
@@ -88,7 +100,7 @@ class HotCache:
         self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov.embedding_id, -np.inf
         self._policy = S3Fifo(self.capacity, self._uses)
         self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
-        self._index: dict[str, int] = {}
+        self._index = _Index(self._nowhere)
         self._characters = 0
         self._why: dict[int, str] = {}
         self._next_negative = 0
@@ -113,7 +125,7 @@ class HotCache:
             room: (N, dim), of any content, where the vectors are put; None: in memory of their own.
         """
         with self._lock:
-            slots = np.fromiter(map(self._index.get, keys, repeat(self._nowhere)), np.intp, len(keys))
+            slots = np.fromiter(map(self._index.__getitem__, keys), np.intp, len(keys))
             entries = self._entries.take(slots, axis=0)
             missing = entries.view(np.float64)[:, EXPIRES] <= self._clock()
             misses = int(np.count_nonzero(missing))
@@ -158,7 +170,7 @@ class HotCache:
                 if floor is not None and not floor.admits(moment, int(read.embedding_id[row])):
                     self.counts.refused += 1
                     continue
-                slot = self._index.get(key, self._nowhere)
+                slot = self._index[key]
                 if slot < self.capacity:
                     if self._times[slot] > moment and self._expires[slot] > now:
                         continue  # two reads may overtake each other
@@ -188,7 +200,7 @@ class HotCache:
                 floor = self._floors.get(key)
                 if floor is not None and floor.embedding_id is not None:
                     continue  # embedded while it was read
-                slot = self._index.get(key, self._nowhere)
+                slot = self._index[key]
                 if slot < self.capacity and self._expires[slot] > now:
                     continue  # another read found it
                 spellings: tuple[str, ...] = (key,)
@@ -237,7 +249,7 @@ class HotCache:
     def failed(self, key: str) -> None:
         """A canonical key was marked as failed: that it is OOV is not so any more."""
         with self._lock:
-            slot = self._index.get(key, self._nowhere)
+            slot = self._index[key]
             if self.capacity <= slot < self._nowhere:
                 self._forget(slot)
 
@@ -254,7 +266,7 @@ class HotCache:
             return [names[0] for names in kept if names][:count]
 
     def _drop_below(self, key: str) -> None:
-        slot = self._index.get(key, self._nowhere)
+        slot = self._index[key]
         floor = self._floors.get(key)
         if slot < self._nowhere and floor is not None:
             admitted = floor.admits(int(self._times[slot]), int(self._ids[slot]))
