@@ -2,15 +2,15 @@
 
     python -m benchmarks.echo PORT
 
-`/echo/put/NAME` keeps the bytes of its request, `/echo/get/NAME` answers them. The same grpc.aio, with the same
-options, as EmbArk's, and nothing behind it.
+`/echo/put/NAME` keeps the bytes of its request, `/echo/get/NAME` answers them. The same grpc.aio, on the
+same event loop and with the same options, as EmbArk's, and nothing behind it.
 """
 
-import asyncio
 import sys
 from typing import Any
 
 import grpc
+import uvloop
 
 from serving.limits import MAX_REPLY_BYTES
 
@@ -45,4 +45,4 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    uvloop.run(serve(int(sys.argv[1])))

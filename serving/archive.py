@@ -175,7 +175,7 @@ class EmbeddingArchive:
         # 1. what is hot, under whatever spelling
         answer, missing = cache.take(keys, room)
         under_way = _UnderWay(spec, cache, answer)
-        if not missing.any():
+        if not np.count_nonzero(missing):
             return under_way
         # 2. canonical keys of the rest; one that cannot be a key costs only itself an answer
         for i in np.flatnonzero(missing).tolist():

@@ -23,6 +23,10 @@ _new = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
 _address = ctypes.pythonapi.PyBytes_AsString
 _address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object,)
+_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory.restype, _memory.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+WRITABLE = 0x200  # PyBUF_WRITE
+FLOAT, WORD = np.dtype("<f4"), np.dtype("<i8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +80,19 @@ class Draft:
     def __init__(self, count: int, dim: int, weights: str, first: int = 0) -> None:
         self._layout = layout(count, dim, weights, first)
         self._reply: bytes = _new(None, self._layout.size)
-        self._memory = memoryview((ctypes.c_char * self._layout.size).from_address(_address(self._reply))).cast("B")
+        self._memory: memoryview = _memory(_address(self._reply), self._layout.size, WRITABLE)
         for place, piece in self._layout.between:
             self._memory[place] = piece
         # (count, dim), of any content, to be written. Not to be kept for longer than the draft.
-        self.vectors: NDArray[np.float32] = np.frombuffer(self._memory[self._layout.vectors], "<f4").reshape(count, dim)
+        self.vectors: NDArray[np.float32] = np.ndarray((count, dim), FLOAT, self._memory, self._layout.vectors.start)
 
     def finished(self, answer: Embeddings) -> bytes:
         """The reply, with the numbers of an answer; nothing is written after it."""
         found = self._layout
         if answer.vectors is not self.vectors:  # it was made elsewhere
             self.vectors[:] = answer.vectors
-        self._memory[found.ids] = answer.embedding_id.astype("<i8", copy=False).tobytes()
-        self._memory[found.times] = answer.event_time.astype("<i8", copy=False).tobytes()
+        self._memory[found.ids] = answer.embedding_id.astype(WORD, copy=False).tobytes()
+        self._memory[found.times] = answer.event_time.astype(WORD, copy=False).tobytes()
         self._memory[found.status] = answer.status.tobytes()
         if answer.failures:  # seldom: they are of no size that was known before
             why = {i: text[:MAX_REASON_CHARACTERS] for i, text in answer.failures.items()}

@@ -29,6 +29,7 @@ from serving.services import Services, UnknownService
 
 T = TypeVar("T")
 
+OK, UNKNOWN = grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN  # members of an enum are found slowly
 MOST_AHEAD_SECONDS = 300.0  # decision 3 of the design: what is further ahead is no clock's skew
 STALL_SECONDS = 30.0  # for which a reader of a stream may take nothing
 
@@ -80,13 +81,13 @@ class EmbArkService:
         """See `embark.proto`; answers a serialized `LookupReply`."""
 
         async def answer(caller: Caller) -> bytes:
-            caller.check(request.view, len(request.keys), self._max_keys)
-            vectors = self._vector_bytes(request.view, len(request.keys), request.precision)
-            caller.spend(len(request.keys), request.ByteSize() + vectors)
-            return await self._reply(request.view, request.keys, request.precision, context)
+            view, keys, precision = request.view, request.keys, request.precision
+            count = len(keys)
+            caller.check(view, count, self._max_keys)
+            caller.spend(count, request.ByteSize() + self._vector_bytes(view, count, precision))
+            return await self._reply(view, keys, precision, context)
 
-        reply: bytes = await self._guarded("Lookup", context, answer)
-        return reply
+        return self._sending(await self._guarded("Lookup", context, answer), context)
 
     async def LookupMany(self, request: LookupManyRequest, context: grpc.aio.ServicerContext) -> bytes:
         """See `embark.proto`; answers a serialized `LookupManyReply`."""
@@ -106,8 +107,7 @@ class EmbArkService:
             )
             return many_bytes((view, reply) for (view, _), reply in zip(asked, replies, strict=True))
 
-        reply: bytes = await self._guarded("LookupMany", context, answer)
-        return reply
+        return self._sending(await self._guarded("LookupMany", context, answer), context)
 
     async def LookupStream(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """See `embark.proto`. The next reply is made when the one before has been taken: a slow reader costs one."""
@@ -196,17 +196,24 @@ class EmbArkService:
             return draft.finished(answer)
         return reply_bytes(answer, spec.pinned, precision, first)
 
+    def _sending(self, reply: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Counts a reply from when it is made until the call has ended."""
+        size = len(reply)
+        self._gate.made(size)
+        context.add_done_callback(lambda _: self._gate.sent(size))
+        return reply
+
     async def _guarded(
         self, method: str, context: grpc.aio.ServicerContext, answer: Callable[[Caller], Awaitable[T]]
     ) -> T:
         """Lets a known caller in while there is room, and tells what is refused by gRPC's codes."""
-        began, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
+        began, code = time.perf_counter(), UNKNOWN
         try:
             try:
                 came_with = context.invocation_metadata() or ()
-                with self._gate.entered(), self._traces.span(f"EmbArk/{method}", (came_with,)):
+                with self._gate, self._traces.span(f"EmbArk/{method}", (came_with,)):
                     done = await answer(self._callers.caller(came_with))
-                    code = grpc.StatusCode.OK
+                    code = OK
                     return done
             except Refused as refusal:
                 code, why = refusal.code, str(refusal)

@@ -235,10 +235,22 @@ def test_a_reader_that_takes_nothing_holds_up_nobody() -> None:
 def test_more_calls_than_there_is_room_for_are_refused_at_once_and_health_is_not() -> None:
     gate = Gate(1)
     with served(Parts().archive, gate=gate) as address, EmbArkClient(address) as client:
-        with gate.entered(), pytest.raises(EmbArkOverloaded, match="1 calls are being answered"):
+        with gate, pytest.raises(EmbArkOverloaded, match="1 calls are being answered"):
             client.lookup(TEXT.view, ["x"])
         assert len(client.lookup(TEXT.view, ["x"]).status) == 1
     assert (gate.inside, gate.refused) == (0, 1)
+
+
+def test_calls_are_refused_while_too_many_answers_wait_to_be_sent() -> None:
+    gate = Gate(8, most_unsent=100)
+    with served(Parts().archive, gate=gate) as address, EmbArkClient(address) as client:
+        gate.made(100)
+        with pytest.raises(EmbArkOverloaded, match="100 bytes of answers wait to be sent"):
+            client.lookup(TEXT.view, ["x"])
+        gate.sent(100)
+        assert len(client.lookup(TEXT.view, ["x"]).status) == 1
+        assert len(client.lookup_many([TEXT.view], {TEXT.join_key: ["x"]})) == 1
+    assert (gate.unsent, gate.refused) == (0, 1)
 
 
 def test_a_look_up_has_less_time_than_its_call() -> None:
