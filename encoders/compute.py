@@ -88,9 +88,9 @@ class Plan:
                 lanes=lanes,
                 threads=max(1, cores // lanes),
                 images=16,
-                texts=64,
+                texts=32,
                 decoding=decoding,
-                age=0.005,  # an image takes as long to decode, so waiting longer gains no more company
+                age=0.05,  # two cores decode a full pass in that time; a pass of two pictures costs half as much again for each
             )
         cuda = kind == "cuda"
         return cls(
