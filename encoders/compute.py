@@ -88,9 +88,9 @@ class Plan:
                 lanes=lanes,
                 threads=max(1, cores // lanes),
                 images=16,
-                texts=64,
+                texts=32,
                 decoding=decoding,
-                age=0.005,  # an image takes as long to decode, so waiting longer gains no more company
+                age=0.1,  # in which two busy cores decode a full pass; in one of two, a picture costs half as much again
             )
         cuda = kind == "cuda"
         return cls(

@@ -1,104 +1,107 @@
-"""Kept connections to web servers, one download at a time each.
+"""Kept connections to web servers, one download at a time each: taken out before they are used."""
 
-httpcore's own pool gives one idle connection to all requests that wait, of which all but one then come back to ask
-again: with eight downloads from a host, nine tries a download. Here a connection is taken out before it is used.
-"""
-
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
 
-import httpcore
-
-Origin = tuple[bytes, bytes, int]
+from encoders.exchange import Answer, Connection, HungUp
+from encoders.network import PinnedNetwork
+from encoders.target import Origin, Target
 
 
 class Connections:
     """Opens and keeps connections; belongs to one event loop. How many are open, its user bounds.
 
     Args:
-        ssl_context: certificates to trust.
-        network_backend: connects.
+        network: connects.
+        tls: certificates to trust.
+        connect_seconds: for an address.
+        read_seconds: without a byte.
         max_idle: connections that are kept; the longest unused are closed.
         idle_seconds: for which one is kept.
     """
 
     def __init__(
         self,
+        network: PinnedNetwork,
+        tls: ssl.SSLContext,
         *,
-        ssl_context: ssl.SSLContext,
-        network_backend: httpcore.AsyncNetworkBackend,
+        connect_seconds: float,
+        read_seconds: float,
         max_idle: int,
         idle_seconds: float,
     ) -> None:
-        self._ssl_context = ssl_context
-        self._network = network_backend
+        tls.set_alpn_protocols(["http/1.1"])
+        self._network = network
+        self._tls = tls
+        self._connect_seconds = connect_seconds
+        self._read_seconds = read_seconds
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
-        self._idle: dict[httpcore.AsyncHTTPConnection, Origin] = {}  # the longest unused first
-        self._of: dict[Origin, list[httpcore.AsyncHTTPConnection]] = {}  # the same, the last used last
+        self._idle: dict[Connection, Origin] = {}  # the longest unused first
+        self._of: dict[Origin, list[Connection]] = {}  # the same, the last used last
 
-    @asynccontextmanager
-    async def stream(
-        self,
-        method: str,
-        url: httpcore.URL,
-        *,
-        headers: Sequence[tuple[bytes, bytes]],
-        extensions: MutableMapping[str, Any],
-    ) -> AsyncIterator[httpcore.Response]:
-        """The response, whose body may then be read; what is not read to its end costs the connection.
+    async def ask(self, target: Target, request: bytes, answer: Answer) -> None:
+        """Sends a request, and tells `answer` what comes; a content that is not read to its end costs the connection.
+
+        A server may close a connection that it kept for long just when it is used again. Nothing was answered then, so
+        the request is sent once more.
 
         Raises:
-            httpcore's errors.
+            Blocked, BadAnswer, TimeoutError, OSError, and what `answer` raises.
         """
-        origin = url.origin
-        key = (origin.scheme, origin.host, origin.port)
-        connection = await self._taken(key) or httpcore.AsyncHTTPConnection(
-            origin,
-            ssl_context=self._ssl_context,
-            keepalive_expiry=self._idle_seconds,
-            network_backend=self._network,
-        )
-        try:
-            async with connection.stream(method, url, headers=headers, extensions=extensions) as response:
-                yield response
-        finally:
-            if connection.is_idle():
-                self._idle[connection] = key
-                self._of.setdefault(key, []).append(connection)
-                await self._close_old()
-            else:
-                await connection.aclose()
+        origin = target.origin
+        while connection := self._taken(origin):
+            try:
+                return await self._ask(connection, origin, request, answer)
+            except HungUp:
+                continue
+        scheme, host, port = origin
+        tls = self._tls if scheme == "https" else None
+        connection = await self._network.connect(host, port, tls, self._connect_seconds)
+        return await self._ask(connection, origin, request, answer)
 
-    async def aclose(self) -> None:
+    async def _ask(self, connection: Connection, origin: Origin, request: bytes, answer: Answer) -> None:
+        try:
+            await connection.ask(request, answer, self._read_seconds)
+        finally:
+            if connection.usable:
+                connection.idle_since = self._now()
+                self._idle[connection] = origin
+                self._of.setdefault(origin, []).append(connection)
+                self._close_old()
+            else:
+                connection.close()
+
+    def close(self) -> None:
         """Closes those that are kept."""
         while self._idle:
-            await self._close(next(iter(self._idle)))
+            self._forget(next(iter(self._idle))).close()
 
-    async def _taken(self, key: Origin) -> httpcore.AsyncHTTPConnection | None:
-        while connections := self._of.get(key):
-            connection = connections[-1]
-            if not connection.has_expired():
-                self._forget(connection)
+    def _taken(self, origin: Origin) -> Connection | None:
+        while connections := self._of.get(origin):
+            connection = self._forget(connections[-1])
+            if connection.usable and not self._is_old(connection):
                 return connection
-            await self._close(connection)
+            connection.close()
         return None
 
-    async def _close_old(self) -> None:
+    def _close_old(self) -> None:
         while self._idle:
             oldest = next(iter(self._idle))
-            if len(self._idle) <= self._max_idle and not oldest.has_expired():
+            if len(self._idle) <= self._max_idle and not self._is_old(oldest):
                 return
-            await self._close(oldest)
+            self._forget(oldest).close()
 
-    async def _close(self, connection: httpcore.AsyncHTTPConnection) -> None:
-        self._forget(connection)
-        await connection.aclose()
+    def _is_old(self, connection: Connection) -> bool:
+        return self._now() - connection.idle_since > self._idle_seconds
 
-    def _forget(self, connection: httpcore.AsyncHTTPConnection) -> None:
-        key = self._idle.pop(connection)
-        self._of[key].remove(connection)
-        if not self._of[key]:
-            del self._of[key]
+    def _forget(self, connection: Connection) -> Connection:
+        origin = self._idle.pop(connection)
+        self._of[origin].remove(connection)
+        if not self._of[origin]:
+            del self._of[origin]
+        return connection
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -15,6 +15,7 @@ import numpy as np
 from encoders.compute import Plan, compute_in_threads
 from encoders.encoder import EncodeError, Encoder
 from encoders.line import Line, Vector, Waiting
+from encoders.memory import keep_freed_memory
 from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class SharedDevice:
     """
 
     def __init__(self, plan: Plan, metrics: RetinaMetrics) -> None:
+        keep_freed_memory()
         self._plan = plan
         self._metrics = metrics
         self._free = plan.lanes
@@ -169,6 +171,6 @@ def forward(encoder: Encoder, inputs: Sequence[Any]) -> list[Vector | EncodeErro
         if len(inputs) == 1:
             return [error]
         return [one for each in inputs for one in forward(encoder, [each])]
-    finite = [bool(np.isfinite(vector).all()) for vector in vectors]  # (B,)
+    finite = np.atleast_1d(np.isfinite(vectors).all(axis=1))  # (B,)
     nonsense = EncodeError("the network answered values that are not finite")
     return [vector if is_finite else nonsense for vector, is_finite in zip(vectors, finite, strict=True)]

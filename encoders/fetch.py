@@ -6,27 +6,26 @@ Proxy variables are ignored: through a proxy, nobody would know where a name lea
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType, TracebackType
 from typing import Self
-from urllib.parse import quote, urljoin, urlsplit
 from weakref import WeakValueDictionary
 
-import httpcore
+from httpcore import default_ssl_context
 
 from encoders.addresses import Network
 from encoders.connections import Connections
-from encoders.encoder import Blocked, NotFound, ServerFailed, Timeout, TooLarge
-from encoders.keys import MAX_KEY_BYTES
-from encoders.network import PinnedNetwork, Resolve, because, system_addresses, translated
+from encoders.encoder import NotFound, ServerFailed, Timeout, TooLarge
+from encoders.network import PinnedNetwork, Resolve, system_addresses, translated
 from encoders.signing import HostSecret, Signer
 from encoders.sources import Source
+from encoders.target import PRINTABLE, Target, checked, redirected
 
 USER_AGENT = "EmbArk-Retina/0.1"
 MAX_BYTES = 20 << 20
 SECONDS = 10.0
-CONNECT_SECONDS = 4.0  # an address; < SECONDS, so that a name's second address has its turn
+CONNECT_SECONDS = 4.0  # an address, with its TLS; < SECONDS, so that a name's second address has its turn
 READ_SECONDS = 5.0  # without a byte
 TRICKLE_BYTES = 4096  # a second: at less, no picture comes to its end in SECONDS, so its place is given to another
 TRICKLE_CHUNKS = (
@@ -42,7 +41,6 @@ REDIRECTS = (301, 302, 303, 307, 308)
 BUSY = (408, 425, 429)
 NOTHING_ELSE: Mapping[str, Source] = MappingProxyType({})
 NO_SECRETS: Mapping[str, HostSecret] = MappingProxyType({})
-PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Fetcher:
@@ -62,7 +60,7 @@ class Fetcher:
         clock: seconds since 1970, for signatures.
 
     Raises:
-        ValueError: a secret's host is none.
+        ValueError: a secret's host is none, or the user agent no value of a header.
     """
 
     def __init__(
@@ -80,7 +78,13 @@ class Fetcher:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._user_agent = user_agent.encode()
+        if user_agent.strip(PRINTABLE + " "):
+            raise ValueError(f"user_agent={user_agent!r} is not allowed: printable ASCII alone")
+        self._common = (
+            b"User-Agent: %b\r\n"
+            b"Accept: image/*, */*;q=0.1\r\n"
+            b"Accept-Encoding: identity\r\n"  # nothing is inflated, so nothing can burst
+        ) % user_agent.encode()
         self._sources = sources
         self._signer = Signer(secrets)
         self._clock = clock
@@ -92,8 +96,10 @@ class Fetcher:
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._network = PinnedNetwork(tuple(allowed_networks), resolve)
         self._connections = Connections(
-            ssl_context=tls or httpcore.default_ssl_context(),
-            network_backend=self._network,
+            self._network,
+            tls or default_ssl_context(),
+            connect_seconds=CONNECT_SECONDS,
+            read_seconds=READ_SECONDS,
             max_idle=concurrency,
             idle_seconds=IDLE_SECONDS,
         )
@@ -108,7 +114,7 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Closes all connections."""
-        await self._connections.aclose()
+        self._connections.close()
         self._network.close()
         self._reading.shutdown(wait=False, cancel_futures=True)
 
@@ -129,7 +135,7 @@ class Fetcher:
             # Who was once led to another host is no more shown what the first may see: the other chose the path.
             trusted = trusted and target.origin == first.origin
             # The host's turn first: whoever waits for a slow host must not keep a slot from the others.
-            async with self._host_slot(target.host.decode()), self._slots:
+            async with self._host_slot(target.host), self._slots:
                 began = loop.time()
                 with translated(url):
                     async with asyncio.timeout(left):
@@ -137,7 +143,7 @@ class Fetcher:
                 left -= loop.time() - began
             if isinstance(answer, bytes):
                 return answer
-            url = _redirected(url, answer)
+            url = redirected(url, answer)
         raise NotFound(f"more than {MAX_REDIRECTS} redirects")
 
     async def _read_from(self, source: Source, url: str) -> bytes:
@@ -152,81 +158,59 @@ class Fetcher:
     def _host_slot(self, host: str) -> asyncio.Semaphore:
         return self._host_slots.setdefault(host, asyncio.Semaphore(self._per_host))
 
-    async def _get(self, target: httpcore.URL, trusted: bool) -> bytes | str:
+    async def _get(self, target: Target, trusted: bool) -> bytes | str:
         """The file, or where it is said to be. Only a trusted host is shown its secret."""
-        host = _host_header(target)
-        headers = [
-            (b"Host", host),
-            (b"User-Agent", self._user_agent),
-            (b"Accept", b"image/*, */*;q=0.1"),
-            (b"Accept-Encoding", b"identity"),  # nothing is inflated, so nothing can burst
-        ]
+        host = target.host_header
+        request = b"GET %b HTTP/1.1\r\nHost: %b\r\n%b" % (target.path, host, self._common)
         if trusted:
-            headers += self._signer.headers(target, host, int(self._clock()))
-        timeouts = {"connect": CONNECT_SECONDS, "read": READ_SECONDS}
-        streamed = self._connections.stream("GET", target, headers=headers, extensions={"timeout": timeouts})
-        async with streamed as response:
-            fields = {name.lower(): value for name, value in response.headers}
-            if response.status in REDIRECTS and b"location" in fields:
-                return fields[b"location"].decode("utf-8", "surrogateescape")
-            _check_status(response.status)
-            encoding = fields.get(b"content-encoding", b"identity").lower()
-            if encoding not in (b"identity", b""):
-                raise NotFound(f"the server offers the file in encoding {encoding.decode('latin-1')!r} only, unasked")
-            if int(fields.get(b"content-length", b"0")) > self._max_bytes:
-                raise TooLarge(f"the file has {int(fields[b'content-length'])} bytes, {self._max_bytes} are allowed")
-            return await self._read(response.aiter_stream())
-
-    async def _read(self, stream: AsyncIterator[bytes]) -> bytes:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        chunks: list[bytes] = []
-        size = 0
-        async for chunk in stream:
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise TooLarge(f"the file has more than the {self._max_bytes} bytes that are allowed")
-            seconds = loop.time() - began
-            if seconds > TRICKLE_SECONDS and len(chunks) > TRICKLE_CHUNKS and size < TRICKLE_BYTES * seconds:
-                raise Timeout(f"only {size} bytes came in {seconds:.1f} s")
-        return b"".join(chunks)
+            for name, value in self._signer.headers(target, host, int(self._clock())):
+                request += b"%b: %b\r\n" % (name, value)
+        file = _File(self._max_bytes)
+        await self._connections.ask(target, request + b"\r\n", file)
+        return file.content if file.location is None else file.location
 
 
-def checked(url: str) -> httpcore.URL:
-    """A URL that may be asked for; where it leads is checked when it is connected to.
+class _File:
+    """A file on its way, judged at every step.
 
-    Raises:
-        Blocked: no http(s) URL, or one that carries a password.
-        NotFound: no URL at all.
+    Attributes:
+        location: where it is said to be instead.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        if not host.isascii():
-            host = host.encode("idna").decode()
-    except ValueError as error:  # UnicodeError is one
-        raise NotFound(f"no valid URL{because(error)}: {url[:80]!r}") from None
-    if parts.scheme.lower() not in ("http", "https"):
-        raise Blocked(f"only http and https are allowed: {url[:80]!r}")
-    if parts.username is not None or parts.password is not None:
-        raise Blocked("the URL carries a user name or password")
-    if not host or len(url) > 4 * MAX_KEY_BYTES:
-        raise NotFound(f"the URL names no host, or is too long: {url[:80]!r}")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return httpcore.URL(
-        scheme=parts.scheme.lower(),
-        host=host,
-        port=port,
-        target=quote(target, safe=PRINTABLE, errors="surrogateescape"),
-    )
 
+    def __init__(self, max_bytes: int) -> None:
+        self.location: str | None = None
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._now = asyncio.get_running_loop().time
+        self._began = 0.0
 
-def _redirected(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise NotFound(f"redirected to no valid URL{because(error)}: {location[:80]!r}") from None
+    @property
+    def content(self) -> bytes:
+        return b"".join(self._chunks)
+
+    def begins(self, status: int, fields: Mapping[bytes, bytes]) -> bool:
+        if status in REDIRECTS and b"location" in fields:
+            self.location = fields[b"location"].decode("utf-8", "surrogateescape")
+            return False
+        _check_status(status)
+        encoding = fields.get(b"content-encoding", b"identity").lower()
+        if encoding not in (b"identity", b""):
+            raise NotFound(f"the server offers the file in encoding {encoding.decode('latin-1')!r} only, unasked")
+        size = int(fields.get(b"content-length", b"0"))
+        if size > self._max_bytes:
+            raise TooLarge(f"the file has {size} bytes, {self._max_bytes} are allowed")
+        self._began = self._now()
+        return True
+
+    def comes(self, content: bytes) -> None:
+        self._chunks.append(content)
+        self._size += len(content)
+        if self._size > self._max_bytes:
+            raise TooLarge(f"the file has more than the {self._max_bytes} bytes that are allowed")
+        seconds = self._now() - self._began
+        if seconds > TRICKLE_SECONDS and len(self._chunks) > TRICKLE_CHUNKS and self._size < TRICKLE_BYTES * seconds:
+            raise Timeout(f"only {self._size} bytes came in {seconds:.1f} s")
 
 
 def _check_status(status: int) -> None:
@@ -235,8 +219,3 @@ def _check_status(status: int) -> None:
     if status in BUSY or status >= 500:
         raise ServerFailed(f"the server answers {status}")
     raise NotFound(f"the server answers {status}")
-
-
-def _host_header(target: httpcore.URL) -> bytes:
-    host = b"[%b]" % target.host if b":" in target.host else target.host
-    return host if target.port is None else b"%b:%d" % (host, target.port)

@@ -6,19 +6,16 @@ answer of its name server (DNS rebinding) is never asked for.
 
 import asyncio
 import contextlib
-import select
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import Any
-from urllib.parse import urlsplit
-
-import httpcore
 
 from encoders.addresses import Network, may_connect
 from encoders.encoder import Blocked, FetchError, NotFound, ServerFailed, Timeout
+from encoders.exchange import BadAnswer, Connection
+from encoders.target import because, host_of
 
 MAX_ADDRESSES = 3  # of one name
 RESOLVING_THREADS = 64  # one a download: `getaddrinfo` cannot be cut short, and a slow name server must not hold up all
@@ -44,7 +41,7 @@ def translated(url: str) -> Iterator[None]:
         yield
     except FetchError:
         raise
-    except (TimeoutError, httpcore.TimeoutException) as error:
+    except TimeoutError as error:
         raise Timeout(f"no answer in time from {host_of(url)}{because(error)}") from error
     except socket.gaierror as error:
         if error.errno in NO_SUCH_NAME:
@@ -52,78 +49,53 @@ def translated(url: str) -> Iterator[None]:
         raise ServerFailed(f"the name {host_of(url)!r} cannot be resolved now{because(error)}") from error
     except UnicodeError as error:
         raise NotFound(f"{host_of(url)!r} is no valid name of a host{because(error)}") from error
-    except httpcore.UnsupportedProtocol as error:
-        raise Blocked(f"only http and https are allowed{because(error)}") from error
-    except (
-        httpcore.NetworkError,
-        httpcore.ProtocolError,
-        httpcore.ProxyError,
-        httpcore.ConnectionNotAvailable,
-        OSError,
-    ) as error:
+    except (BadAnswer, OSError) as error:
         raise ServerFailed(f"{host_of(url)} failed: {type(error).__name__}{because(error)}") from error
 
 
-class Stream(httpcore.AsyncNetworkStream):
-    """A connection that quickly tells whether its other end has hung up.
-
-    The pool asks that of all idle connections with each request, and httpcore's own stream takes 0.1 ms to find its
-    socket: with 16 connections that was a third of what a download took.
-    """
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._socket = stream.get_extra_info("socket")
-        self._poll = select.poll()
-        self._poll.register(self._socket.fileno(), select.POLLIN)
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._stream.read(max_bytes, timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        return Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        """As of httpcore; `is_readable` between two requests means that the other end has hung up."""
-        if info == "is_readable":
-            return self._socket.fileno() < 0 or bool(self._poll.poll(0))
-        return self._stream.get_extra_info(info)
-
-
-class PinnedNetwork(httpcore.AsyncNetworkBackend):
+class PinnedNetwork:
     """Connects to addresses that were checked, never to a name."""
 
     def __init__(self, allowed: Sequence[Network], resolve: Resolve) -> None:
         self._allowed = allowed
         self._resolve = resolve
-        self._network = httpcore.AnyIOBackend()
         self._threads = ThreadPoolExecutor(RESOLVING_THREADS, thread_name_prefix="resolve")
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect(self, host: str, port: int, tls: ssl.SSLContext | None, seconds: float) -> Connection:
+        """A connection to the first address of a host that takes one.
+
+        Args:
+            tls: certificates to trust, which are checked for the host's name; None: in the clear.
+            seconds: for each address.
+
+        Raises:
+            Blocked: the host leads to addresses alone that may not be connected to.
+            TimeoutError, OSError, UnicodeError: no address, or none that can be connected to.
+        """
         found = await self._addresses(host, port)
         usable = [address for address in dict.fromkeys(found) if may_connect(address, self._allowed)]
         if not usable:
             raise Blocked(f"{host!r} leads to {', '.join(found) or 'no address'}, which may not be fetched from")
         *others, last = usable[:MAX_ADDRESSES]
         for address in others:
-            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):  # the next one may answer
-                return Stream(await self._network.connect_tcp(address, port, timeout, local_address, socket_options))
-        return Stream(await self._network.connect_tcp(last, port, timeout, local_address, socket_options))
+            with contextlib.suppress(OSError):  # a TimeoutError is one; the next one may answer
+                return await self._connected(address, host, port, tls, seconds)
+        return await self._connected(last, host, port, tls, seconds)
+
+    async def _connected(
+        self, address: str, host: str, port: int, tls: ssl.SSLContext | None, seconds: float
+    ) -> Connection:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(seconds):
+            _, connection = await loop.create_connection(
+                Connection,
+                address,
+                port,
+                ssl=tls,
+                server_hostname=host if tls else None,
+                flags=socket.AI_NUMERICHOST,  # so that nothing is looked up any more, whatever the address looks like
+            )
+        return connection
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
         with contextlib.suppress(ValueError):  # an address needs no name server, and so no thread
@@ -133,13 +105,3 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
     def close(self) -> None:
         """Lets no name be resolved any more; does not wait for those that are being resolved."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def host_of(url: str) -> str:
-    """For messages."""
-    return urlsplit(url).netloc[:80]
-
-
-def because(error: Exception) -> str:
-    """The end of a message: why, where the error says so."""
-    return f": {error}" if str(error) else ""

@@ -5,16 +5,15 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import httpcore
+from encoders.keys import DEFAULT_PORTS
+from encoders.target import Target
 
 HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 HOST = re.compile(r"[a-z0-9.-]+(:[0-9]{1,5})?|\[[0-9a-f:]+\](:[0-9]{1,5})?")
 OURS = ("host", "user-agent", "accept", "accept-encoding", "content-length", "transfer-encoding", "connection")
-DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +66,7 @@ class Signer:
                 raise ValueError(f"{host!r} is no host in lower case, as images.example.com or images.example.com:8443")
         self._secrets = {host.encode(): secret for host, secret in secrets.items()}
 
-    def headers(self, target: "httpcore.URL", host: bytes, now: int) -> list[tuple[bytes, bytes]]:
+    def headers(self, target: Target, host: bytes, now: int) -> list[tuple[bytes, bytes]]:
         """What is to be added to a request.
 
         Args:
@@ -77,6 +76,6 @@ class Signer:
         """
         name = host.rpartition(b":")[0] if target.port == DEFAULT_PORTS.get(target.scheme) else host
         secret = self._secrets.get(name)
-        if secret is None or (target.scheme != b"https" and not secret.allow_http):
+        if secret is None or (target.scheme != "https" and not secret.allow_http):
             return []
-        return [(secret.header.encode(), secret.value(host, target.target, now))]
+        return [(secret.header.encode(), secret.value(host, target.path, now))]

@@ -1,6 +1,7 @@
 """The text encoder: LSTM and self-attention over hashed tokens."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ BUCKETS = 2**15
 PADDING = 0
 DEFAULT_TOKENS = 64
 MAX_TOKENS = 9999
+ASCII_TOKEN = re.compile(r"[a-z0-9_]+|\S")  # in lower case
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +68,12 @@ def tokens(text: str) -> Iterator[str]:
     A word is a run of letters, marks, digits and underscores of any script. Chinese and Japanese write no spaces, so a
     run of wide characters would be one token that never comes twice.
     """
+    text = text.lower()
+    if text.isascii():  # the same, in a tenth of the time
+        yield from (found[0] for found in ASCII_TOKEN.finditer(text))
+        return
     word: list[str] = []
-    for character in text.lower():
+    for character in text:
         in_word = unicodedata.category(character)[0] in "LMN" or character == "_"
         if in_word and unicodedata.east_asian_width(character) not in "WF":
             word.append(character)

@@ -55,6 +55,11 @@ def test_no_character_but_white_space_is_lost(text: str) -> None:
     assert "".join(tokens(text)) == "".join(c for c in lowered if not c.isspace())
 
 
+@given(st.text(st.characters(codec="ascii")))
+def test_a_text_falls_apart_in_the_same_way_where_it_is_not_ascii_alone(text: str) -> None:
+    assert list(tokens(f"{text} é")) == [*tokens(text), "é"]
+
+
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
 def test_indices_are_within_the_table_and_never_padding(token: str) -> None:
     assert 1 <= token_index(token) <= BUCKETS

@@ -1,0 +1,21 @@
+import platform
+import resource
+
+import numpy as np
+import pytest
+
+from encoders.memory import keep_freed_memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_what_was_freed_serves_what_comes_next() -> None:
+    keep_freed_memory()
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+    pages = np.ones(1 << 20).nbytes // resource.getpagesize()
+    before = faults()
+    for _ in range(10):
+        np.ones(1 << 20)
+    assert faults() - before < 2 * pages
