@@ -90,7 +90,7 @@ class Plan:
                 images=16,
                 texts=32,
                 decoding=decoding,
-                age=0.1,  # in which two busy cores decode a full pass; in one of two, a picture costs half as much again
+                age=0.1,  # in which two busy cores decode a full pass; in one of two, a picture costs half as much more
             )
         cuda = kind == "cuda"
         return cls(
