@@ -101,7 +101,7 @@ class Size:
     pictures: int
 
 
-FULL = Size(rounds=5, warm_up=12, requests=10_000, history=100_000, naive=5, pictures=1000)
+FULL = Size(rounds=5, warm_up=12, requests=10_000, history=100_000, naive=5, pictures=2000)
 FAST = Size(rounds=1, warm_up=1, requests=1500, history=5000, naive=2, pictures=48)
 WARM_UP = 1
 
