@@ -15,15 +15,16 @@ from embark.parts import directory_of, stopped_by_signals
 from embark.repo import open_store
 from embark.settings import Settings
 from embark.tracing import traces_of
+from encoders.memory import keep_freed_memory
 from feature_repo.failures import CassandraFailureMarks
 from feature_repo.online_rows import FeastOnlineRows
 from feature_repo.views import request_topic
 from materializer.announcements import Announcements
 from materializer.messages import Topics
 from materializer.process import create_topics, open_announcement_reader
-from serving.allocation import keep_freed_memory, keep_what_started
 from serving.archive import EmbeddingArchive
 from serving.callers import Anybody, Callers, TokenFile
+from serving.collector import keep_what_started
 from serving.freshness import Freshness
 from serving.hot_cache import HotCaches
 from serving.load import Gate

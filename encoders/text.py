@@ -69,8 +69,8 @@ def tokens(text: str) -> Iterator[str]:
     run of wide characters would be one token that never comes twice.
     """
     text = text.lower()
-    if text.isascii():  # the same, in a tenth of the time
-        yield from (found[0] for found in ASCII_TOKEN.finditer(text))
+    if text.isascii():  # the same, in an eighth of the time
+        yield from ASCII_TOKEN.findall(text)
         return
     word: list[str] = []
     for character in text:

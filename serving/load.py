@@ -11,7 +11,7 @@ from types import TracebackType
 from serving.refusals import Overloaded, TooLate
 
 MAX_CALLS = 128  # of one process; at 500 keys of 512 floats their answers have 128 MB
-MAX_UNSENT_BYTES = 32_000_000  # of answers, which gRPC holds twice: some 70 ms of what a process can send
+MAX_UNSENT_BYTES = 32_000_000  # of answers, which gRPC seems to hold twice: some 70 ms of what a process can send
 MARGIN_SECONDS = 0.005  # for the answer to reach its caller
 MARGIN_SHARE = 0.1  # of the time that is left, where that is more
 

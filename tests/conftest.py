@@ -5,7 +5,7 @@ import os
 # Before torch is imported, here and in what tests start: OpenMP's threads wait for each other by spinning, and networks
 # of tests are tiny. On two busy cores the tests of training took four times as long with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Images set it. Each process that tests start would compile all of EmbArk anew: a tenth of its start.
+# Images set it. Each process that tests start would compile all of EmbArk anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoders.memory import keep_freed_memory
 from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
-from serving.allocation import keep_freed_memory, keep_what_started
+from serving.collector import keep_what_started
 from serving.eviction import S3Fifo
 from serving.floors import FLOOR_SECONDS, Floors
 from serving.hot_cache import FAILED_SECONDS, NEGATIVES, OOV_SECONDS, OVERHEAD_BYTES, HotCache, HotCaches
