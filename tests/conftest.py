@@ -5,6 +5,9 @@ import os
 # Before torch is imported, here and in what tests start: OpenMP's threads wait for each other by spinning, and networks
 # of tests are tiny. On two busy cores the tests of training took four times as long with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Servers of tests live for a minute: most of what Java would compile well by then, it would never run. They start in
+# half the time. What users and benchmarks start is left alone.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 # Images set it. Each process that tests start would compile all of EmbArk anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
