@@ -15,6 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Literal
 
@@ -44,7 +45,9 @@ from feature_repo.session import store_errors
 
 logger = logging.getLogger(__name__)
 
-INDEXED_CONCURRENCY = 64  # rows in flight to a vector index: a node takes milliseconds for each, and gives up after 2 s
+# Rows in flight to a vector index, of a process's threads together: a node takes milliseconds for each, and gives up
+# after 2 s.
+INDEXED_CONCURRENCY = 64
 
 _STORES: weakref.WeakSet["EmbeddingOnlineStore"] = weakref.WeakSet()
 _PARENTS: list[Connection | None] = []
@@ -75,6 +78,7 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # taken to open a session or prepare a statement, never to use one
+        self._indexing = threading.Lock()  # taken to write to a table with a vector index
         self._connection: Connection | None = None
         self._statements: dict[str, RawStatement] = {}
         self._views = Views()
@@ -294,10 +298,10 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
             WriteFailed: some rows were not acknowledged; it names their keys.
         """
         with store_errors(table.name):
-            statements = self._writes(config, table, data)
-            failures = writes.write(
-                self._get_session(config), statements, self._write_concurrency(config, table), progress
-            )
+            statements, session = self._writes(config, table, data), self._get_session(config)
+            concurrency = self._write_concurrency(config, table)
+            with self._indexing if self._has_vector_index(config, table) else nullcontext():
+                failures = writes.write(session, statements, concurrency, progress)
         if failures:
             raise WriteFailed(table.name, data, failures) from next(iter(failures.values()))
 
@@ -394,7 +398,8 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
     def _begin_after_fork(self) -> None:
         # The parent's session is kept and left alone: its threads are not here, and its sockets are not ours to close.
         _PARENTS.append(self._connection)
-        self._lock = threading.Lock()  # another thread of the parent may have held it
+        # Another thread of the parent may have held them.
+        self._lock, self._indexing = threading.Lock(), threading.Lock()
         self._connection = None
         self._statements = {}
 
@@ -455,8 +460,11 @@ class EmbeddingOnlineStore(CassandraOnlineStore):  # type: ignore[misc]
 
     def _write_concurrency(self, config: RepoConfig, table: FeatureView) -> int:
         most: int = config.online_store.write_concurrency
+        return min(most, INDEXED_CONCURRENCY) if self._has_vector_index(config, table) else most
+
+    def _has_vector_index(self, config: RepoConfig, table: FeatureView) -> bool:
         indexes = self._view(config, table).table.indexes if config.online_store.vector_enabled else ()
-        return min(most, INDEXED_CONCURRENCY) if any(index.metric for index in indexes) else most
+        return any(index.metric for index in indexes)
 
 
 def _features(view: OnlineView, requested: list[str] | None) -> list[str]:

@@ -26,7 +26,7 @@ from materializer.stages import Stage, Stages
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = {"find": 2, "embed": 2}  # batches at a time: while Retina ends one, it begins the next
+WIDTHS = {"find": 2, "embed": 2, "write": 2}  # batches at a time: while one ends, the next has begun
 ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
 
 
@@ -51,7 +51,7 @@ class Limits:
 
 class Worker:
     """One consumer that embeds what is asked for. Batches overlap: one is polled, two are looked up, two embedded,
-    one is appended to history, one written online and one told of.
+    one is appended to history, two written online and one told of.
 
     Args:
         consumer: a `KafkaConsumer` with `enable_auto_commit=False`; the worker subscribes and closes it.
