@@ -242,7 +242,11 @@ class Measured:
                     start = time.perf_counter()
                     vectors = ways[name](keys)
                     took = time.perf_counter() - start
-                    if name != FLOOR and not np.allclose(vectors, self._items.vectors[rows]):
+                    # Of the floor, too, which answers the first rows: 3 ms of numpy between two calls, and what they
+                    # leave of the processor's caches, are then the same for all ways.
+                    if not np.allclose(
+                        vectors, self._items.vectors[:size] if name == FLOOR else self._items.vectors[rows]
+                    ):
                         raise WrongAnswer(f"{name} answered other vectors than were written")
                     if turn:  # the first ones open connections and prepare statements
                         found[name].append(took * 1000)
