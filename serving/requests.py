@@ -24,6 +24,7 @@ CAPACITY = 10_000  # requests that wait for Kafka: 80 MB of the longest keys
 WINDOW_SECONDS = 60.0  # a key is asked for once in it; embedding takes seconds, so one that is lost is asked for soon
 MAX_REMEMBERED = 200_000  # claims of 16 bytes, about 40 MB with what Python keeps around them
 BACK_OFF_SECONDS = 1.0
+DELIVERY_SECONDS = 30.0  # a restart of Kafka takes ten; what waits is bounded by CAPACITY and by Kafka's own buffer
 PER_SECOND = 5_000.0  # of one process: what Kafka takes from Python without effort, ten times what a GPU embeds
 
 
@@ -219,8 +220,11 @@ class ProducerOnDemand:
             self._producer.close(timeout)
 
 
-def open_producer(servers: str) -> KafkaProducer:
+def open_producer(servers: str, delivery_seconds: float = DELIVERY_SECONDS) -> KafkaProducer:
     """The producer of requests: small batches, acknowledged by all replicas.
+
+    Args:
+        delivery_seconds: after which a request that Kafka has not taken is given up; a later look-up asks again.
 
     Raises:
         KafkaUnavailable: Kafka does not answer.
@@ -231,10 +235,14 @@ def open_producer(servers: str) -> KafkaProducer:
             bootstrap_timeout_ms=10_000,
             client_id="embark-serve",
             acks="all",
+            # One that is waits for its new producer id for ever after an outage in which what it had sent was given up
+            # (kafka-python 3.0.12), and publishes nothing any more. A request that is repeated does no harm.
+            enable_idempotence=False,
             linger_ms=25,  # a message of its own takes 1.6 ms of CPU; an embedding takes longer than this
             compression_type="lz4",
             max_block_ms=2_000,
-            delivery_timeout_ms=30_000,
-            request_timeout_ms=10_000,
+            delivery_timeout_ms=int(delivery_seconds * 1000),
+            request_timeout_ms=int(delivery_seconds * 1000 / 3),
+            reconnect_backoff_max_ms=1_000,  # 30 s by default: too late to see that Kafka is back
             allow_auto_create_topics=False,
         )

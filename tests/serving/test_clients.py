@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from feature_repo.embeddings import Embeddings
+from serving.answers import Answer
 from serving.client import AsyncEmbArkClient, EmbArkClient, LookupRefused, ViewUnknown
 from serving.drafts import Draft
 from serving.embark_pb2 import FLOAT16, FLOAT32, LookupManyReply, LookupReply, Precision
+from serving.layouts import Familiar
 from serving.packing import many_bytes, parsed, reply_bytes, unpacked
 from serving.services import Services, UnknownService
 from tests.serving.fakes import IMAGE, TEXT, Clock, Parts, served
@@ -108,6 +110,33 @@ def test_calls_go_to_several_addresses_in_turn_and_round_one_that_is_gone() -> N
             client.lookup(TEXT.view, ["cat"])
         with client:  # one of the two is gone
             assert all(client.lookup(TEXT.view, ["cat"]).vectors[0, 0] == 1.0 for _ in range(20))
+
+
+def test_a_reply_of_a_shape_seen_before_is_read_as_the_first_was() -> None:
+    def reply(count: int, weights: str = "seeded:0", first: int = 0, shift: int = 0) -> bytes:
+        vectors = np.arange(count * 3, dtype=np.float32).reshape(count, 3) + shift
+        made = replace(answer_of(vectors), failures={})
+        return Draft(count, 3, weights, first).finished(replace(made, event_time=made.event_time + shift))
+
+    # Of one size, so that one that is known is met by others: other weights, another place in a stream, failures.
+    replies = [reply(7), reply(7, shift=5), reply(7, "seeded:1"), reply(7, first=3), reply(7), reply(1), reply(300)]
+    replies.append(Draft(7, 3, "", 0).finished(answer_of(np.zeros((7, 3), np.float32))))
+    familiar = Familiar()
+    for sent in replies * 2:
+        answer = Answer.of(sent)
+        expected = Answer.of_message(LookupReply.FromString(sent))
+        for field in ("vectors", "status", "embedding_id", "event_time"):
+            found, wanted = getattr(answer, field), getattr(expected, field)
+            assert np.array_equal(found, wanted)
+            assert found.dtype == wanted.dtype
+        assert (answer.failures, answer.weights) == (expected.failures, expected.weights)
+        assert not answer.vectors.flags.writeable
+    assert familiar.of(replies[0]) is None
+    familiar.meet(replies[0], (7, 3), "seeded:0", 0)
+    assert familiar.of(replies[1]) is not None
+    assert familiar.of(replies[2]) is None
+    familiar.meet(replies[-1], (7, 3), "", 0)
+    assert familiar.of(replies[-1]) is None  # its failures are of no size that is known
 
 
 def answer_of(vectors: np.ndarray) -> Embeddings:

@@ -1,0 +1,79 @@
+"""A broker of its own, killed for longer than a request waits for it."""
+
+import gc
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+from embark.servers import free_port, java
+from embark.servers.kafka import READY_SECONDS, Broker
+from serving.requests import RequestQueue, open_producer
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.chaos,
+    # kafka-python does not close a socket whose connection was refused. That is told when it is collected.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+]
+
+TOPIC = "requests"
+
+
+def outage(address: str, broker: Broker, start: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "kafka")  # its records keep such sockets until the end of the session
+    caplog.handler.setLevel(logging.NOTSET)  # it was set, too
+    keys = itertools.count()
+    with closing(RequestQueue(open_producer(address, delivery_seconds=3.0), TOPIC)) as requests:
+
+        def until(holds: Callable[[], bool], what: str) -> None:
+            by = time.monotonic() + 100
+            while not holds():  # look-ups miss all the while, so that Kafka dies with some under way
+                assert time.monotonic() < by, what
+                requests.offer("text__v1", f"title {next(keys)}")
+                time.sleep(0.01)
+
+        until(lambda: requests.published > 20, "nothing is published")
+        process = broker.server.process()
+        assert process is not None
+        process.kill()
+        until(lambda: "Kafka does not take requests" in caplog.text, "no request is given up")
+        start()
+        before = requests.published
+        until(lambda: requests.published > before, "nothing is published any more")
+
+
+@pytest.mark.timeout(300)
+def test_requests_are_published_again_after_some_were_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jars, _ = java.class_paths(java.KAFKA, java.CASSANDRA, verified=tmp_path / "jars.json", arrived=lambda _: None)
+    broker = Broker(
+        node=1,
+        address="127.0.0.1",
+        port=free_port(),
+        controller_port=free_port(),
+        nodes=1,
+        cluster_id="MkU3OEVBNTcwNTJENDM2Qg",
+        folder=tmp_path / "kafka",
+    )
+
+    def start() -> None:
+        broker.start(jars)
+        broker.server.wait_until(broker.ready, READY_SECONDS)
+
+    start()
+    try:
+        address = f"{broker.address}:{broker.port}"
+        with closing(KafkaAdminClient(bootstrap_servers=address)) as admin:
+            admin.create_topics([NewTopic(TOPIC, 1, 1)])
+        outage(address, broker, start, caplog)
+    finally:
+        broker.server.stop()
+        gc.collect()
