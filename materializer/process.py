@@ -38,8 +38,9 @@ MAX_POLL_INTERVAL_MS = 300_000
 SESSION_TIMEOUT_MS = 15_000
 HEARTBEAT_MS = 1000  # how late a worker hears of a rebalance, which waits for the last one to hear of it
 CLOSE_SECONDS = 10.0  # everything sent has been waited for by then
-DELIVERY_TIMEOUT_MS = 45_000  # < the 60 s for which the worker waits for acknowledgements
+DELIVERY_SECONDS = 45.0  # < the 60 s for which the worker waits for acknowledgements
 REQUEST_TIMEOUT_MS = 20_000
+RECONNECT_MS = 1_000  # between two looks for a broker that is away; 30 s by default: too late to see that it is back
 
 
 class KafkaUnavailable(Exception):
@@ -128,6 +129,7 @@ def open_consumer(servers: str, topics: Topics, *, session_timeout_ms: int = SES
         session_timeout_ms=session_timeout_ms,
         heartbeat_interval_ms=HEARTBEAT_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
+        reconnect_backoff_max_ms=RECONNECT_MS,
         fetch_max_wait_ms=100,  # a lone request does not wait for company
         allow_auto_create_topics=False,
     )
@@ -146,6 +148,7 @@ def open_announcement_reader(servers: str) -> KafkaConsumer:
         enable_auto_commit=False,
         auto_offset_reset="none",  # a place that is gone is an error, not one to be skipped silently
         request_timeout_ms=REQUEST_TIMEOUT_MS,
+        reconnect_backoff_max_ms=RECONNECT_MS,
         fetch_max_wait_ms=500,
         allow_auto_create_topics=False,
     )
@@ -166,17 +169,24 @@ def open_observer(servers: str, topics: Topics) -> KafkaConsumer:
     )
 
 
-def open_producer(servers: str) -> KafkaProducer:
-    """The producer of all but look-ups: acknowledged by all replicas, written once."""
+def open_producer(servers: str, delivery_seconds: float = DELIVERY_SECONDS) -> KafkaProducer:
+    """The producer of all but look-ups: acknowledged by all replicas, and sometimes there twice.
+
+    Args:
+        delivery_seconds: after which a message that Kafka has not taken is given up, with an error.
+    """
     return KafkaProducer(
         bootstrap_servers=servers.split(","),
         bootstrap_timeout_ms=BOOTSTRAP_MS,
         client_id=f"embark-materializer-{socket.gethostname()}",
         acks="all",
-        enable_idempotence=True,
+        # One that is sends nothing any more after an outage in which what it had sent was given up (kafka-python
+        # 3.0.12). Whoever reads these topics takes a message twice, since workers that die repeat theirs.
+        enable_idempotence=False,
         linger_ms=5,
-        delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        delivery_timeout_ms=int(delivery_seconds * 1000),
+        request_timeout_ms=min(REQUEST_TIMEOUT_MS, int(delivery_seconds * 1000 / 2)),
+        reconnect_backoff_max_ms=RECONNECT_MS,
         max_block_ms=REQUEST_TIMEOUT_MS,
         max_request_size=MAX_DEAD_LETTER_BYTES,
         allow_auto_create_topics=False,

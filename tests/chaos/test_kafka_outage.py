@@ -1,4 +1,4 @@
-"""A broker of its own, killed for longer than a request waits for it."""
+"""A broker of its own, killed for longer than a message waits for it."""
 
 import gc
 import itertools
@@ -14,6 +14,7 @@ from kafka.admin import NewTopic
 
 from embark.servers import free_port, java
 from embark.servers.kafka import READY_SECONDS, Broker
+from materializer import process as kfc
 from serving.requests import RequestQueue, open_producer
 
 pytestmark = [
@@ -30,27 +31,34 @@ def outage(address: str, broker: Broker, start: Callable[[], None], caplog: pyte
     caplog.set_level(logging.CRITICAL, "kafka")  # its records keep such sockets until the end of the session
     caplog.handler.setLevel(logging.NOTSET)  # it was set, too
     keys = itertools.count()
-    with closing(RequestQueue(open_producer(address, delivery_seconds=3.0), TOPIC)) as requests:
+    taken: list[object] = []  # by Kafka, of what KFC's producer sent
+    given_up: list[BaseException] = []
+    with (
+        closing(RequestQueue(open_producer(address, delivery_seconds=3.0), TOPIC)) as requests,
+        closing(kfc.open_producer(address, delivery_seconds=3.0)) as producer,
+    ):
 
         def until(holds: Callable[[], bool], what: str) -> None:
             by = time.monotonic() + 100
             while not holds():  # look-ups miss all the while, so that Kafka dies with some under way
                 assert time.monotonic() < by, what
                 requests.offer("text__v1", f"title {next(keys)}")
+                producer.send(TOPIC, b"told").add_callback(taken.append).add_errback(given_up.append)
                 time.sleep(0.01)
 
-        until(lambda: requests.published > 20, "nothing is published")
+        until(lambda: requests.published > 20 and len(taken) > 20, "nothing is published")
         process = broker.server.process()
         assert process is not None
         process.kill()
-        until(lambda: "Kafka does not take requests" in caplog.text, "no request is given up")
+        until(lambda: "Kafka does not take requests" in caplog.text and bool(given_up), "nothing is given up")
         start()
-        before = requests.published
-        until(lambda: requests.published > before, "nothing is published any more")
+        before, taken_before = requests.published, len(taken)
+        until(lambda: requests.published > before, "no request is published any more")
+        until(lambda: len(taken) > taken_before, "KFC's producer sends nothing any more")
 
 
 @pytest.mark.timeout(300)
-def test_requests_are_published_again_after_some_were_given_up(
+def test_messages_are_taken_again_after_some_were_given_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jars, _ = java.class_paths(java.KAFKA, java.CASSANDRA, verified=tmp_path / "jars.json", arrived=lambda _: None)
