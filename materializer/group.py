@@ -98,11 +98,21 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         self._later = frozenset(later)
         self._consumer.subscribe(topics=[*first, *later], listener=self)
 
-    def take(self, most: int, max_age: float, stop: threading.Event, most_later: int | None = None) -> Taken:
+    def take(
+        self,
+        most: int,
+        max_age: float,
+        stop: threading.Event,
+        most_later: int | None = None,
+        seconds: float = IDLE_SECONDS,
+    ) -> Taken:
         """Up to `most` records, or those that came within `max_age` seconds of the first; none where none came.
 
         Fewer where they are so long that memory would not hold many batches of them.
         Where no record of the topics that go first is waiting: up to `most_later` of any.
+
+        Args:
+            seconds: for which a first record is waited for.
         """
         self._forget_lost()
         records: list[Record] = []
@@ -111,7 +121,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
             records = self._fill(most, max_age, FIRST_SECONDS, stop)
             self._hold_later(False)
         if not records:
-            records = self._fill(most_later or most, max_age, IDLE_SECONDS, stop)
+            records = self._fill(most_later or most, max_age, seconds, stop)
         return Taken(tuple(records), dict(self._terms))
 
     def _fill(self, most: int, max_age: float, seconds: float, stop: threading.Event) -> list[Record]:

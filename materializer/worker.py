@@ -16,7 +16,7 @@ from materializer.batch import Batch
 from materializer.clock import Clock, SystemClock
 from materializer.embedding import Embedder, Retina
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failures, Producer, retry_delay
-from materializer.group import Consumer, GroupMember, Record, Taken, partition_of
+from materializer.group import IDLE_SECONDS, Consumer, GroupMember, Record, Taken, partition_of
 from materializer.messages import Announcement, EmbedRequest, MalformedMessage, Topics
 from materializer.metrics import STAGES, WorkerMetrics
 from materializer.needed import needed
@@ -26,7 +26,8 @@ from materializer.stages import Stage, Stages
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = {"find": 2, "embed": 2, "write": 2}  # batches at a time: while one ends, the next has begun
+WIDTHS = {"find": 2, "embed": 2, "append": 2, "write": 2}  # batches at a time: while one ends, the next has begun
+WORKING_SECONDS = 0.05  # for which records are waited for while batches are in the stages: then they are committed
 ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
 
 
@@ -51,7 +52,7 @@ class Limits:
 
 class Worker:
     """One consumer that embeds what is asked for. Batches overlap: one is polled, two are looked up, two embedded,
-    one is appended to history, two written online and one told of.
+    two appended to history, two written online and one told of.
 
     Args:
         consumer: a `KafkaConsumer` with `enable_auto_commit=False`; the worker subscribes and closes it.
@@ -122,7 +123,7 @@ class Worker:
                 try:
                     while not stop.is_set():
                         # 1. poll: look-ups' misses and retries, or else a little of a backfill
-                        taken = self._take(stop)
+                        taken = self._take(stop, stages)
                         if taken.records:
                             # 2. decode (bad bytes → dead letter)
                             self._metrics.taken(len(taken))
@@ -150,11 +151,12 @@ class Worker:
         finally:
             self._group.leave()
 
-    def _take(self, stop: threading.Event) -> Taken:
+    def _take(self, stop: threading.Event, stages: Stages[Batch]) -> Taken:
         limits = self._limits
         live = min(limits.max_batch, self._pace.keys_in(limits.live_seconds))
         bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
-        taken = self._group.take(live, limits.max_age, stop, bulk)
+        seconds = WORKING_SECONDS if stages.inside else IDLE_SECONDS
+        taken = self._group.take(live, limits.max_age, stop, bulk, seconds)
         return taken.only(self._due(taken.records))
 
     def _batch(self, taken: Taken) -> Batch:

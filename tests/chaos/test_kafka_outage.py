@@ -58,9 +58,7 @@ def outage(address: str, broker: Broker, start: Callable[[], None], caplog: pyte
 
 
 @pytest.mark.timeout(300)
-def test_messages_are_taken_again_after_some_were_given_up(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_messages_are_taken_again_after_some_were_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     jars, _ = java.class_paths(java.KAFKA, java.CASSANDRA, verified=tmp_path / "jars.json", arrived=lambda _: None)
     broker = Broker(
         node=1,
