@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import torch
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
@@ -255,7 +256,7 @@ def main() -> None:
                 await asyncio.to_thread(stopped.wait)
 
     stopped = threading.Event()
-    serving = threading.Thread(target=lambda: asyncio.run(serve()), name="loop")
+    serving = threading.Thread(target=lambda: uvloop.run(serve()), name="loop")
     serving.start()
     bare = Bare(CONTENTS)
     for line in sys.stdin:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from embark.metrics import metrics_served
@@ -154,7 +155,7 @@ def run_retina(settings: Settings) -> None:
         metrics_served(settings.retina_metrics, registry, lambda: ready.is_set() and not stop.is_set()),
         traces_of(settings, "retina") as traces,
     ):
-        asyncio.run(run(directory, registry, stop, traces))
+        uvloop.run(run(directory, registry, stop, traces))
 
 
 def run_materializer(settings: Settings) -> None:

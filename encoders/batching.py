@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from encoders.compute import Plan, compute_in_threads
+from encoders.cores import Cores
 from encoders.device import SharedDevice
 from encoders.encoder import DecodeError, EncodeError, Encoder, EncoderError
 from encoders.fetch import PER_HOST
@@ -83,7 +84,8 @@ class Batches:
         self._per_host = per_host
         self._sizes = plan.sizes
         self._metrics = metrics or RetinaMetrics()
-        self._device = SharedDevice(plan, self._metrics)
+        self._cores = Cores(plan.shared, plan.threads)
+        self._device = SharedDevice(plan, self._cores, self._metrics)
         self._room = max(MIN_ROOM, 3 * plan.images)
         self._rooms: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
@@ -217,7 +219,9 @@ class Batches:
             self._metrics.stage_seconds.labels(view, "fetch").observe(time.perf_counter() - began)
 
     async def _prepared(self, encoder: Encoder, contents: Sequence[bytes]) -> list[Prepared]:
-        prepared, seconds = await asyncio.get_running_loop().run_in_executor(self._decoding, prepare, encoder, contents)
+        async with self._cores:
+            loop = asyncio.get_running_loop()
+            prepared, seconds = await loop.run_in_executor(self._decoding, prepare, encoder, contents)
         self._metrics.stage_seconds.labels(encoder.spec.view, "decode").observe(seconds)
         return prepared
 

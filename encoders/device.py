@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from encoders.compute import Plan, compute_in_threads
+from encoders.cores import Cores
 from encoders.encoder import EncodeError, Encoder
 from encoders.line import Line, Vector, Waiting
-from encoders.memory import keep_freed_memory
+from encoders.memory import keep_freed_memory, share_one_heap
 from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,15 @@ class SharedDevice:
 
     Args:
         plan: threads and batch sizes of the device.
+        cores: that decoding shares with it.
         metrics: told of each pass.
     """
 
-    def __init__(self, plan: Plan, metrics: RetinaMetrics) -> None:
+    def __init__(self, plan: Plan, cores: Cores, metrics: RetinaMetrics) -> None:
+        share_one_heap()
         keep_freed_memory()
         self._plan = plan
+        self._cores = cores
         self._metrics = metrics
         self._free = plan.lanes
         self._threads = ThreadPoolExecutor(
@@ -98,7 +102,7 @@ class SharedDevice:
     def serve(self) -> None:
         """Starts the passes that are due; to be called when something was put into a line, or nothing more comes."""
         now = asyncio.get_running_loop().time()
-        while self._free and (due := [line for line in self._lines.values() if line.due_at() <= now]):
+        while self._free and (due := [line for line in self._lines.values() if line.due_at(idle=self._cores.idle) <= now]):
             line = min(due, key=lambda each: each.used)
             late = line.late
             batch = line.take(now)
@@ -114,12 +118,14 @@ class SharedDevice:
             self._timer.cancel()
             self._timer = None
         # Without a free thread, the end of a pass looks at the lines again.
-        at = min((line.due_at() for line in self._lines.values()), default=math.inf) if self._free else math.inf
+        idle = self._cores.idle
+        at = min((line.due_at(idle=idle) for line in self._lines.values()), default=math.inf) if self._free else math.inf
         if at < math.inf:
             self._timer = asyncio.get_running_loop().call_at(max(at, now), self.serve)
 
     def _start(self, line: Line, batch: Sequence[Waiting]) -> None:
         self._free -= 1
+        self._cores.begin_pass()
         inputs = [waiting.network_input for waiting in batch]
         run = asyncio.get_running_loop().run_in_executor(self._threads, _timed, line.encoder, inputs)
         run.add_done_callback(partial(self._finish, line, batch))
@@ -131,6 +137,7 @@ class SharedDevice:
         run: "asyncio.Future[tuple[list[Vector | EncodeError], float]]",
     ) -> None:
         self._free += 1
+        self._cores.end_pass()
         view = line.encoder.spec.view
         try:
             outcomes, seconds = run.result()

@@ -13,6 +13,8 @@ from encoders.encoder import EncodeError, Encoder
 
 Vector = NDArray[np.float32]
 
+BUSY_SECONDS = 0.1  # that an input waits while all cores are busy: a pass begun sooner would be a small one, no earlier one
+
 
 class TooLate(Exception):
     """A call's deadline cannot be met any more, so what is left of it is not computed."""
@@ -64,14 +66,18 @@ class Line:
         """Forgets an input whose caller is gone."""
         self._waiting.pop(waiting, None)
 
-    def due_at(self) -> float:
+    def due_at(self, *, idle: bool = True) -> float:
         """When a batch of it is to leave: at once where it is full, or where nothing else is on its way that could
-        share the pass; else when its oldest is old enough."""
+        share the pass; else when its oldest is old enough.
+
+        Args:
+            idle: whether a core has nothing to do. Where none has, a pass would only keep others from being decoded.
+        """
         if not self._waiting:
             return math.inf
         if len(self._waiting) >= self.max_batch or not self.coming:
             return -math.inf
-        return next(iter(self._waiting)).arrived + self.max_age
+        return next(iter(self._waiting)).arrived + (self.max_age if idle else max(self.max_age, BUSY_SECONDS))
 
     def take(self, now: float) -> list[Waiting]:
         """The inputs of the next pass; those that cannot be computed in time get `TooLate`.
