@@ -96,6 +96,7 @@ def run_retina(settings: Settings) -> None:
     """
     if "," in settings.retina_address:
         raise RepoError(f"Retina listens on one address, not on {settings.retina_address}: say which with --listen")
+    from encoders.memory import share_one_heap
     from encoders.metrics import RetinaMetrics
     from encoders.server import RetinaServer
     from encoders.service import RetinaService
@@ -147,6 +148,7 @@ def run_retina(settings: Settings) -> None:
                     stop.set()  # else the thread that waits for it would hold up the end for ever
                 logger.info("Retina finishes what it has at hand")
 
+    share_one_heap()  # before there are threads
     registry = CollectorRegistry()
     ready = threading.Event()
     with (

@@ -102,7 +102,9 @@ class SharedDevice:
     def serve(self) -> None:
         """Starts the passes that are due; to be called when something was put into a line, or nothing more comes."""
         now = asyncio.get_running_loop().time()
-        while self._free and (due := [line for line in self._lines.values() if line.due_at(idle=self._cores.idle) <= now]):
+        while self._free and (
+            due := [line for line in self._lines.values() if line.due_at(idle=self._cores.idle) <= now]
+        ):
             line = min(due, key=lambda each: each.used)
             late = line.late
             batch = line.take(now)
@@ -119,7 +121,9 @@ class SharedDevice:
             self._timer = None
         # Without a free thread, the end of a pass looks at the lines again.
         idle = self._cores.idle
-        at = min((line.due_at(idle=idle) for line in self._lines.values()), default=math.inf) if self._free else math.inf
+        at = (
+            min((line.due_at(idle=idle) for line in self._lines.values()), default=math.inf) if self._free else math.inf
+        )
         if at < math.inf:
             self._timer = asyncio.get_running_loop().call_at(max(at, now), self.serve)
 

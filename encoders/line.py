@@ -13,7 +13,12 @@ from encoders.encoder import EncodeError, Encoder
 
 Vector = NDArray[np.float32]
 
-BUSY_SECONDS = 0.1  # that an input waits while all cores are busy: a pass begun sooner would be a small one, no earlier one
+BUSY_SECONDS = (
+    0.1  # that an input waits while all cores are busy: a pass that began sooner would take one from decoding
+)
+SORTED_PASSES = (
+    4  # of texts that are better chosen from than of one: as they come, a pass is padded to twice its tokens
+)
 
 
 class TooLate(Exception):
@@ -68,22 +73,25 @@ class Line:
 
     def due_at(self, *, idle: bool = True) -> float:
         """When a batch of it is to leave: at once where it is full, or where nothing else is on its way that could
-        share the pass; else when its oldest is old enough.
+        share the pass; else when its oldest is old enough. While all cores are busy, texts wait for more to be chosen
+        from.
 
         Args:
             idle: whether a core has nothing to do. Where none has, a pass would only keep others from being decoded.
         """
         if not self._waiting:
             return math.inf
-        if len(self._waiting) >= self.max_batch or not self.coming:
+        oldest = next(iter(self._waiting))
+        enough = self.max_batch if idle or not oldest.length else SORTED_PASSES * self.max_batch
+        if len(self._waiting) >= enough or not self.coming:
             return -math.inf
-        return next(iter(self._waiting)).arrived + (self.max_age if idle else max(self.max_age, BUSY_SECONDS))
+        return oldest.arrived + (self.max_age if idle else max(self.max_age, BUSY_SECONDS))
 
     def take(self, now: float) -> list[Waiting]:
         """The inputs of the next pass; those that cannot be computed in time get `TooLate`.
 
-        The oldest is always among them, together with those whose length is nearest to its own: so padding is small,
-        and none waits for ever.
+        The oldest is always among them, so none waits for ever. Texts are as if all that wait had been put in order of
+        length and cut into passes: so padding is small, in this pass and in what it leaves to the next ones.
         """
         for waiting in [w for w in self._waiting if w.deadline < now + self.fastest]:
             self.discard(waiting)
@@ -96,8 +104,9 @@ class Line:
             batch = list(islice(self._waiting, self.max_batch))
         else:
             by_length = sorted(self._waiting, key=lambda w: w.length)
-            middle = by_length.index(oldest)
-            start = min(max(0, middle - self.max_batch // 2), len(by_length) - self.max_batch)
+            longer = len(by_length) - 1 - by_length.index(oldest)
+            # cut from the longest on, so that the pass that is left over is the shortest
+            start = max(0, len(by_length) - self.max_batch * (longer // self.max_batch + 1))
             batch = by_length[start : start + self.max_batch]
         for waiting in batch:
             self.discard(waiting)
