@@ -15,7 +15,7 @@ import numpy as np
 from encoders.compute import Plan, compute_in_threads
 from encoders.cores import Cores
 from encoders.encoder import EncodeError, Encoder
-from encoders.line import Line, Vector, Waiting
+from encoders.line import Group, Line, Vector, Waiting
 from encoders.memory import keep_freed_memory, share_one_heap
 from encoders.metrics import RetinaMetrics
 
@@ -84,20 +84,29 @@ class SharedDevice:
         line = self._lines.get(fingerprint)
         return line.seconds_each if line else self._paces.get(fingerprint, (0.0, 0.0))[1]
 
-    def submit(self, line: Line, network_input: Any, deadline: float) -> asyncio.Future[Vector | EncodeError]:
-        """Puts an input into a line. Cancelling the future takes it out again, unless its pass has begun.
+    def submit(self, line: Line, network_inputs: Sequence[Any], deadline: float) -> Group:
+        """Puts inputs into a line; `outcomes` waits for them."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        is_text = line.encoder.spec.modality == "text"
+        group = Group(loop.create_future(), [None] * len(network_inputs), len(network_inputs))
+        for place, each in enumerate(network_inputs):
+            line.add(Waiting(each, now, deadline, len(each) if is_text else 0, group, place))
+        return group
 
-        The future's value is the vector (dim,), or why there is none.
+    async def outcomes(self, line: Line, group: Group) -> list[Vector | EncodeError | None]:
+        """The vector (dim,) of each input, or why it has none. Cancelling it takes out those whose pass has not begun.
 
-        Raises (the future):
+        Raises:
             TooLate: the deadline cannot be met.
         """
-        loop = asyncio.get_running_loop()
-        length = len(network_input) if line.encoder.spec.modality == "text" else 0
-        waiting = Waiting(network_input, loop.time(), deadline, length, loop.create_future())
-        line.add(waiting)
-        waiting.done.add_done_callback(partial(self._gone, line, waiting))
-        return waiting.done
+        try:
+            if group.left:
+                await group.done
+        finally:
+            if group.left:
+                line.discard_group(group)
+        return group.outcomes
 
     def serve(self) -> None:
         """Starts the passes that are due; to be called when something was put into a line, or nothing more comes."""
@@ -152,15 +161,8 @@ class SharedDevice:
         self._metrics.batch_size.labels(view).observe(len(batch))
         self._metrics.stage_seconds.labels(view, "compute").observe(seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if not waiting.done.done():
-                waiting.done.set_result(outcome)
+            waiting.settle(outcome)
         self.serve()
-
-    def _gone(self, line: Line, waiting: Waiting, done: "asyncio.Future[Vector | EncodeError]") -> None:
-        if done.cancelled():
-            line.discard(waiting)
-        else:
-            done.exception()  # seen: whoever waited for it may be gone
 
 
 def _timed(encoder: Encoder, inputs: Sequence[Any]) -> tuple[list[Vector | EncodeError], float]:

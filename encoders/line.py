@@ -26,6 +26,21 @@ class TooLate(Exception):
 
 
 @dataclass(eq=False, slots=True)
+class Group:
+    """Inputs that were put into a line together: one future for all, since one for each is what a text costs the loop.
+
+    Attributes:
+        done: once the outcomes of all are known.
+        outcomes: of each, in the order in which they were given; None until it is known.
+        left: how many of them are not known.
+    """
+
+    done: asyncio.Future[None]
+    outcomes: list[Vector | EncodeError | None]
+    left: int
+
+
+@dataclass(eq=False, slots=True)
 class Waiting:
     """An input that is ready."""
 
@@ -33,7 +48,21 @@ class Waiting:
     arrived: float  # seconds of the event loop's clock
     deadline: float
     length: int  # in tokens; 0 for pictures, which are all of one size
-    done: asyncio.Future[Vector | EncodeError]
+    group: Group
+    place: int  # within it
+
+    def settle(self, outcome: Vector | EncodeError) -> None:
+        """Takes down what became of it."""
+        group = self.group
+        group.outcomes[self.place] = outcome
+        group.left -= 1
+        if not group.left and not group.done.done():
+            group.done.set_result(None)
+
+    def give_up(self) -> None:
+        """Tells its group that it comes too late."""
+        if not self.group.done.done():
+            self.group.done.set_exception(TooLate())
 
 
 @dataclass(eq=False, slots=True)
@@ -67,9 +96,10 @@ class Line:
     def add(self, waiting: Waiting) -> None:
         self._waiting[waiting] = None
 
-    def discard(self, waiting: Waiting) -> None:
-        """Forgets an input whose caller is gone."""
-        self._waiting.pop(waiting, None)
+    def discard_group(self, group: Group) -> None:
+        """Forgets inputs whose caller is gone."""
+        for waiting in [each for each in self._waiting if each.group is group]:
+            del self._waiting[waiting]
 
     def due_at(self, *, idle: bool = True) -> float:
         """When a batch of it is to leave: at once where it is full, or where nothing else is on its way that could
@@ -94,9 +124,9 @@ class Line:
         length and cut into passes: so padding is small, in this pass and in what it leaves to the next ones.
         """
         for waiting in [w for w in self._waiting if w.deadline < now + self.fastest]:
-            self.discard(waiting)
+            del self._waiting[waiting]
             self.late += 1
-            waiting.done.set_exception(TooLate())
+            waiting.give_up()
         if not self._waiting:
             return []
         oldest = next(iter(self._waiting))
@@ -109,7 +139,7 @@ class Line:
             start = max(0, len(by_length) - self.max_batch * (longer // self.max_batch + 1))
             batch = by_length[start : start + self.max_batch]
         for waiting in batch:
-            self.discard(waiting)
+            del self._waiting[waiting]
         return batch
 
     def measured(self, seconds: float, count: int) -> None:
