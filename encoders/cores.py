@@ -26,8 +26,9 @@ class Cores:
 
     @property
     def idle(self) -> bool:
-        """Whether one of them has nothing to do."""
-        return self._passes * self._of_a_pass + self._decoding < self._count
+        """Whether nothing is decoded or computed that inputs could wait for at no cost; where passes have a device of
+        their own, always."""
+        return self._count == math.inf or not (self._passes or self._decoding)
 
     def begin_pass(self) -> None:
         self._passes += 1

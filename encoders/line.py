@@ -13,12 +13,10 @@ from encoders.encoder import EncodeError, Encoder
 
 Vector = NDArray[np.float32]
 
-BUSY_SECONDS = (
-    0.1  # that an input waits while all cores are busy: a pass that began sooner would take one from decoding
-)
-SORTED_PASSES = (
-    4  # of texts that are better chosen from than of one: as they come, a pass is padded to twice its tokens
-)
+# For which an input waits while the cores are busy: one that passes share with decoding decodes a batch in that time
+BUSY_SECONDS = 0.25
+# Of texts that are better chosen from than of one: taken as they come, a pass is padded to twice its tokens
+SORTED_PASSES = 4
 
 
 class TooLate(Exception):
@@ -103,11 +101,12 @@ class Line:
 
     def due_at(self, *, idle: bool = True) -> float:
         """When a batch of it is to leave: at once where it is full, or where nothing else is on its way that could
-        share the pass; else when its oldest is old enough. While all cores are busy, texts wait for more to be chosen
+        share the pass; else when its oldest is old enough. While the cores are busy, texts wait for more to be chosen
         from.
 
         Args:
-            idle: whether a core has nothing to do. Where none has, a pass would only keep others from being decoded.
+            idle: whether the cores have nothing to do. Where they have, a pass that is larger is worth more than one
+                that begins sooner.
         """
         if not self._waiting:
             return math.inf
