@@ -25,8 +25,8 @@ def share_one_heap() -> bool:
     """Has all threads that come after allocate from one heap; whether the C library understood.
 
     glibc gives each thread a heap of its own, in pieces of 64 MB, and a piece that is free goes back to the kernel,
-    whatever limit `keep_freed_memory` has set: MobileNetV3-small took 100 to 200 page faults a picture more, and a
-    millisecond of CPU. It is for threads that allocate little and large things: they wait for each other.
+    whatever limit `keep_freed_memory` has set: MobileNetV3-small took some 200 page faults a picture, and a millisecond
+    of CPU or more. It is for threads that allocate little and large things: they wait for each other.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
