@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import torch
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
@@ -28,6 +29,7 @@ from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
 from encoders.loading import load_encoder
 from encoders.matrix import pack
+from encoders.memory import share_one_heap
 from encoders.replicas import SERVICE
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest, Outcome
 from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_server
@@ -119,18 +121,20 @@ class Bare:
 
     def __init__(self, contents: dict[str, list[bytes]]) -> None:
         self._contents = contents
-        self._lanes, self._decoding = (
-            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-            for threads in (PLAN.lanes, PLAN.decoding)
-        )
+        self._threads = {
+            count: ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+            for count in {1, PLAN.lanes, PLAN.decoding}
+        }
 
-    def network(self, view: str, count: int) -> int:
-        """Passes of full batches on tensors that are ready; texts sorted by length, so that little is padding."""
+    def network(self, view: str, count: int, lanes: int = PLAN.lanes) -> int:
+        """Passes of full batches on tensors that are ready, `lanes` of them at a time on a CPU; texts sorted by length,
+        so that little is padding."""
         size = PLAN.batch(SPECS[view].modality)
         passes = max(1, count // size)
         if DEVICE.type == "cpu":
             batches = self._batches(view)
-            list(self._lanes.map(encoder_of(view).encode, (batches[n % len(batches)] for n in range(passes))))
+            each = (batches[n % len(batches)] for n in range(passes))
+            list(self._threads[lanes].map(encoder_of(view).encode, each))
         else:
             network = encoder_of(view)._forward._network  # type: ignore[attr-defined]
             placed = self._placed(view)
@@ -143,7 +147,8 @@ class Bare:
     def decode(self, view: str, count: int) -> int:
         """Decoding, resizing and normalising, or tokenizing."""
         contents = self._contents[SPECS[view].modality]
-        list(self._decoding.map(encoder_of(view).prepare, (contents[n % len(contents)] for n in range(count))))
+        each = (contents[n % len(contents)] for n in range(count))
+        list(self._threads[PLAN.decoding].map(encoder_of(view).prepare, each))
         return count
 
     @cache  # noqa: B019 - one object, as long as the process
@@ -231,6 +236,7 @@ def main() -> None:
     CONTENTS["text"] = [text.encode() for text in described["texts"]]
     CONTENTS["image"] = [bytes.fromhex(picture) for picture in described["pictures"]]
     torch.set_num_threads(1)
+    share_one_heap()  # as `embark retina` does, before it has threads
     naive = grpc.server(ThreadPoolExecutor(16))
     add_RetinaServicer_to_server(Naive(), naive)
     healthy = health.HealthServicer()
@@ -255,7 +261,7 @@ def main() -> None:
                 await asyncio.to_thread(stopped.wait)
 
     stopped = threading.Event()
-    serving = threading.Thread(target=lambda: asyncio.run(serve()), name="loop")
+    serving = threading.Thread(target=lambda: uvloop.run(serve()), name="loop")
     serving.start()
     bare = Bare(CONTENTS)
     for line in sys.stdin:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from embark.metrics import metrics_served
@@ -95,6 +96,7 @@ def run_retina(settings: Settings) -> None:
     """
     if "," in settings.retina_address:
         raise RepoError(f"Retina listens on one address, not on {settings.retina_address}: say which with --listen")
+    from encoders.memory import share_one_heap
     from encoders.metrics import RetinaMetrics
     from encoders.server import RetinaServer
     from encoders.service import RetinaService
@@ -146,6 +148,7 @@ def run_retina(settings: Settings) -> None:
                     stop.set()  # else the thread that waits for it would hold up the end for ever
                 logger.info("Retina finishes what it has at hand")
 
+    share_one_heap()  # before there are threads
     registry = CollectorRegistry()
     ready = threading.Event()
     with (
@@ -154,7 +157,7 @@ def run_retina(settings: Settings) -> None:
         metrics_served(settings.retina_metrics, registry, lambda: ready.is_set() and not stop.is_set()),
         traces_of(settings, "retina") as traces,
     ):
-        asyncio.run(run(directory, registry, stop, traces))
+        uvloop.run(run(directory, registry, stop, traces))
 
 
 def run_materializer(settings: Settings) -> None:

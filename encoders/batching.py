@@ -23,10 +23,11 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from encoders.compute import Plan, compute_in_threads
+from encoders.cores import Cores
 from encoders.device import SharedDevice
-from encoders.encoder import DecodeError, EncodeError, Encoder, EncoderError
+from encoders.encoder import DecodeError, Encoder, EncoderError
 from encoders.fetch import PER_HOST
-from encoders.line import Line, TooLate, Vector
+from encoders.line import Group, Line, TooLate, Vector
 from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class Batches:
         self._per_host = per_host
         self._sizes = plan.sizes
         self._metrics = metrics or RetinaMetrics()
-        self._device = SharedDevice(plan, self._metrics)
+        self._cores = Cores(plan.shared, plan.threads)
+        self._device = SharedDevice(plan, self._cores, self._metrics)
         self._room = max(MIN_ROOM, 3 * plan.images)
         self._rooms: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
@@ -111,10 +113,9 @@ class Batches:
         prepared, _ = prepare(encoder, [_sample(encoder)])
         with self._device.line(encoder) as line:
             for count in sorted({1, line.max_batch, *(each for each in self._sizes if each < line.max_batch)}):
-                futures = [self._submitted(line, prepared[0], math.inf) for _ in range(count)]
+                group = self._submitted(line, prepared * count, math.inf)
                 self._device.serve()
-                for future in futures:
-                    outcome = await _outcome(prepared[0], future)
+                for outcome in await self._embedded(line, prepared * count, group):
                     if outcome.error is not None:
                         raise outcome.error
 
@@ -147,14 +148,8 @@ class Batches:
             with self._coming(line, len(some)):
                 prepared = await self._prepared(line.encoder, [text.encode() for text in some])
                 # All go into the line before the first pass begins
-                futures = [self._submitted(line, each, deadline) for each in prepared]
-            try:
-                for text, each, future in zip(some, prepared, futures, strict=True):
-                    embedded[text] = await _outcome(each, future)
-            finally:
-                for future in futures:
-                    if future is not None:
-                        future.cancel()  # those that are not awaited yet, where the call was given up
+                group = self._submitted(line, prepared, deadline)
+            embedded.update(zip(some, await self._embedded(line, prepared, group), strict=True))
 
         async with asyncio.TaskGroup() as tasks:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -181,12 +176,12 @@ class Batches:
                             with_file.callback(self._files.release)
                             content = await self._fetched(view, url)
                         if isinstance(content, bytes):
-                            (prepared,) = await self._prepared(line.encoder, [content])
+                            prepared = await self._prepared(line.encoder, [content])
                         else:
-                            prepared = Prepared(error=content)
-                        future = self._submitted(line, prepared, deadline)
+                            prepared = [Prepared(error=content)]
+                        group = self._submitted(line, prepared, deadline)
                     del content  # the file is not kept while the network computes
-                    embedded[url] = await _outcome(prepared, future)
+                    (embedded[url],) = await self._embedded(line, prepared, group)
 
         async with asyncio.TaskGroup() as tasks:
             for url in urls:
@@ -217,16 +212,19 @@ class Batches:
             self._metrics.stage_seconds.labels(view, "fetch").observe(time.perf_counter() - began)
 
     async def _prepared(self, encoder: Encoder, contents: Sequence[bytes]) -> list[Prepared]:
-        prepared, seconds = await asyncio.get_running_loop().run_in_executor(self._decoding, prepare, encoder, contents)
+        async with self._cores:
+            loop = asyncio.get_running_loop()
+            prepared, seconds = await loop.run_in_executor(self._decoding, prepare, encoder, contents)
         self._metrics.stage_seconds.labels(encoder.spec.view, "decode").observe(seconds)
         return prepared
 
-    def _submitted(
-        self, line: Line, prepared: Prepared, deadline: float
-    ) -> "asyncio.Future[Vector | EncodeError] | None":
-        if prepared.error is not None:
-            return None
-        return self._device.submit(line, prepared.network_input, deadline)
+    def _submitted(self, line: Line, prepared: Sequence[Prepared], deadline: float) -> Group:
+        ready = [each.network_input for each in prepared if each.error is None]
+        return self._device.submit(line, ready, deadline)
+
+    async def _embedded(self, line: Line, prepared: Sequence[Prepared], group: Group) -> list[Embedded]:
+        computed = iter(await self._device.outcomes(line, group))
+        return [_embedded(each, next(computed) if each.error is None else each.error) for each in prepared]
 
 
 def _sample(encoder: Encoder) -> bytes:
@@ -238,11 +236,8 @@ def _sample(encoder: Encoder) -> bytes:
     return file.getvalue()
 
 
-async def _outcome(prepared: Prepared, future: "asyncio.Future[Vector | EncodeError] | None") -> Embedded:
-    if future is None:
-        return Embedded(error=prepared.error, content_hash=prepared.content_hash)
-    outcome = await future
-    if isinstance(outcome, EncodeError):
+def _embedded(prepared: Prepared, outcome: Vector | EncoderError | None) -> Embedded:
+    if isinstance(outcome, EncoderError):
         return Embedded(error=outcome, content_hash=prepared.content_hash)
     return Embedded(vector=outcome, content_hash=prepared.content_hash)
 

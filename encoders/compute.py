@@ -56,6 +56,7 @@ class Plan:
         decoding: threads that decode.
         age: seconds for which an input waits for others to share its pass.
         sizes: that passes of pictures are filled up to; none: of any size.
+        shared: cores that passes share with decoding; 0: they have a device of their own.
     """
 
     lanes: int
@@ -65,6 +66,7 @@ class Plan:
     decoding: int
     age: float
     sizes: tuple[int, ...] = ()
+    shared: int = 0
 
     def batch(self, modality: Modality) -> int:
         return self.texts if modality == "text" else self.images
@@ -90,7 +92,8 @@ class Plan:
                 images=16,
                 texts=32,
                 decoding=decoding,
-                age=0.005,  # with 50 ms no less CPU was measured, and a lone picture waits so long
+                age=0.005,
+                shared=cores,
             )
         cuda = kind == "cuda"
         return cls(

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from encoders.compute import Plan, compute_in_threads
+from encoders.cores import Cores
 from encoders.encoder import EncodeError, Encoder
-from encoders.line import Line, Vector, Waiting
-from encoders.memory import keep_freed_memory
+from encoders.line import Group, Line, Vector, Waiting
+from encoders.memory import keep_freed_memory, share_one_heap
 from encoders.metrics import RetinaMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,15 @@ class SharedDevice:
 
     Args:
         plan: threads and batch sizes of the device.
+        cores: that decoding shares with it.
         metrics: told of each pass.
     """
 
-    def __init__(self, plan: Plan, metrics: RetinaMetrics) -> None:
+    def __init__(self, plan: Plan, cores: Cores, metrics: RetinaMetrics) -> None:
+        share_one_heap()
         keep_freed_memory()
         self._plan = plan
+        self._cores = cores
         self._metrics = metrics
         self._free = plan.lanes
         self._threads = ThreadPoolExecutor(
@@ -80,25 +84,36 @@ class SharedDevice:
         line = self._lines.get(fingerprint)
         return line.seconds_each if line else self._paces.get(fingerprint, (0.0, 0.0))[1]
 
-    def submit(self, line: Line, network_input: Any, deadline: float) -> asyncio.Future[Vector | EncodeError]:
-        """Puts an input into a line. Cancelling the future takes it out again, unless its pass has begun.
+    def submit(self, line: Line, network_inputs: Sequence[Any], deadline: float) -> Group:
+        """Puts inputs into a line; `outcomes` waits for them."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        is_text = line.encoder.spec.modality == "text"
+        group = Group(loop.create_future(), [None] * len(network_inputs), len(network_inputs))
+        for place, each in enumerate(network_inputs):
+            line.add(Waiting(each, now, deadline, len(each) if is_text else 0, group, place))
+        return group
 
-        The future's value is the vector (dim,), or why there is none.
+    async def outcomes(self, line: Line, group: Group) -> list[Vector | EncodeError | None]:
+        """The vector (dim,) of each input, or why it has none. Cancelling it takes out those whose pass has not begun.
 
-        Raises (the future):
+        Raises:
             TooLate: the deadline cannot be met.
         """
-        loop = asyncio.get_running_loop()
-        length = len(network_input) if line.encoder.spec.modality == "text" else 0
-        waiting = Waiting(network_input, loop.time(), deadline, length, loop.create_future())
-        line.add(waiting)
-        waiting.done.add_done_callback(partial(self._gone, line, waiting))
-        return waiting.done
+        try:
+            if group.left:
+                await group.done
+        finally:
+            if group.left:
+                line.discard_group(group)
+        return group.outcomes
 
     def serve(self) -> None:
         """Starts the passes that are due; to be called when something was put into a line, or nothing more comes."""
         now = asyncio.get_running_loop().time()
-        while self._free and (due := [line for line in self._lines.values() if line.due_at() <= now]):
+        while self._free and (
+            due := [line for line in self._lines.values() if line.due_at(idle=self._cores.idle) <= now]
+        ):
             line = min(due, key=lambda each: each.used)
             late = line.late
             batch = line.take(now)
@@ -114,12 +129,16 @@ class SharedDevice:
             self._timer.cancel()
             self._timer = None
         # Without a free thread, the end of a pass looks at the lines again.
-        at = min((line.due_at() for line in self._lines.values()), default=math.inf) if self._free else math.inf
+        idle = self._cores.idle
+        at = (
+            min((line.due_at(idle=idle) for line in self._lines.values()), default=math.inf) if self._free else math.inf
+        )
         if at < math.inf:
             self._timer = asyncio.get_running_loop().call_at(max(at, now), self.serve)
 
     def _start(self, line: Line, batch: Sequence[Waiting]) -> None:
         self._free -= 1
+        self._cores.begin_pass()
         inputs = [waiting.network_input for waiting in batch]
         run = asyncio.get_running_loop().run_in_executor(self._threads, _timed, line.encoder, inputs)
         run.add_done_callback(partial(self._finish, line, batch))
@@ -131,6 +150,7 @@ class SharedDevice:
         run: "asyncio.Future[tuple[list[Vector | EncodeError], float]]",
     ) -> None:
         self._free += 1
+        self._cores.end_pass()
         view = line.encoder.spec.view
         try:
             outcomes, seconds = run.result()
@@ -141,15 +161,8 @@ class SharedDevice:
         self._metrics.batch_size.labels(view).observe(len(batch))
         self._metrics.stage_seconds.labels(view, "compute").observe(seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if not waiting.done.done():
-                waiting.done.set_result(outcome)
+            waiting.settle(outcome)
         self.serve()
-
-    def _gone(self, line: Line, waiting: Waiting, done: "asyncio.Future[Vector | EncodeError]") -> None:
-        if done.cancelled():
-            line.discard(waiting)
-        else:
-            done.exception()  # seen: whoever waited for it may be gone
 
 
 def _timed(encoder: Encoder, inputs: Sequence[Any]) -> tuple[list[Vector | EncodeError], float]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 
 import torch
+import uvloop
 
 from encoders.fetch import Fetcher
 from encoders.network import system_addresses
@@ -57,4 +58,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asyncio.run(main())
+    uvloop.run(main())

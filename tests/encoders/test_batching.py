@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from encoders.batching import FILES_AT_HAND, Batches
 from encoders.compute import Plan
 from encoders.encoder import NotFound
-from encoders.line import Line, TooLate, Waiting
+from encoders.line import Group, Line, TooLate, Waiting
 from encoders.metrics import RetinaMetrics
 from encoders.spec import EncoderSpec
 
@@ -254,7 +254,8 @@ def test_batches_hold_neighbours_in_length_each_text_once_and_the_oldest_always(
     async def test() -> None:
         line = Line(Planted(TEXT), size, 0.0)
         loop = asyncio.get_running_loop()
-        waiting = [Waiting(n, float(n), math.inf, length, loop.create_future()) for n, length in enumerate(lengths)]
+        group = Group(loop.create_future(), [None] * len(lengths), len(lengths))
+        waiting = [Waiting(n, float(n), math.inf, length, group, n) for n, length in enumerate(lengths)]
         for each in waiting:
             line.add(each)
         left = list(waiting)

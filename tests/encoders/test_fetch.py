@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import uvloop
 
 from encoders.encoder import Blocked, FetchError, NotFound, ServerFailed, Timeout, TooLarge
 from encoders.exchange import MAX_BESIDE, BadAnswer, HungUp
@@ -23,7 +24,7 @@ def fetch(url: str, **settings: Any) -> bytes:
         async with Fetcher(**settings) as fetcher:
             return await fetcher.fetch(url)
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 class Names:
