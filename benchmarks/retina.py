@@ -9,8 +9,8 @@ downloads, decodes and embeds one input a request. `nothing` is Retina with a ne
 and callers are other processes.
 
 On a CPU all figures are inputs per CPU-second of the one process in which all ways run, and the limit is
-1 / (1/a + 1/b), since both share its cores. Every pass uses one thread, as Retina has it. (a) is the better of two:
-one pass at a time, and as many as Retina has at most, which take the caches from each other.
+1 / (1/a + 1/b), since both share its cores. Every pass uses one thread, as Retina has it, and as many passes run at a
+time as Retina would have. `a, one at a time` is beside it: with the other cores at rest a pass takes less CPU time.
 
 On a GPU they are inputs a second, bfloat16 and channels_last, and the limit is min(a, b). One process of Python cannot
 start downloads, decoding and kernels as fast as a GPU computes, so several Retinas share it (`--processes`), a core for
@@ -238,8 +238,6 @@ def compared(found: Found, bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for view in dict.fromkeys(view for view, _ in found.speeds):
         a, b, c, d, many = (np.array(found.speeds.get((view, way), [np.nan])) for way in (A, B, C, D, D_MANY))
-        if not gpu:
-            a = np.maximum(a, found.speeds.get((view, A_ONE), [np.nan]))
         # Round by round: what ran within the same minute is compared
         limit = b if np.isnan(a).all() else np.minimum(a, b) if gpu else 1 / (1 / a + 1 / b)
         row: dict[str, Any] = {
@@ -250,10 +248,12 @@ def compared(found: Found, bench: Bench) -> list[dict[str, Any]]:
             "slowest": round(float(c.min()), 1),
             "fastest": round(float(c.max()), 1),
             D: _rounded(d),
+            A_ONE: _rounded(np.array(found.speeds.get((view, A_ONE), [np.nan]))),
             "c / limit": _rounded(c / limit, 2),
             "c / d": _rounded(np.median(c) / d, 2),
         }
         if gpu:
+            del row[A_ONE]
             used = {kind: np.median([each[kind] for each in found.threads[view]]) for kind in found.threads[view][0]}
             flops = np.nan if np.isnan(a).all() else float(bench.retina.do("flops", view=view))
             row |= {
