@@ -1,10 +1,10 @@
 """Training runs: what they learn, that they resume exactly, and what they refuse."""
 
-import os
+import multiprocessing
 import signal
-import traceback
-import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -114,42 +114,40 @@ def test_a_run_that_is_stopped_in_an_epoch_ends_with_equal_weights(config: Confi
 
 @dataclass
 class Told(Unwatched):
-    """Writes a line a batch: its epoch, and how many of it are done. Soon after `line` it waits to be killed."""
+    """Tells each batch: its epoch, and how many of it are done. Soon after `line` it waits to be killed."""
 
-    to: int
+    to: Connection
     line: str
     left: int = 3
 
     def batch(self, epoch: int, done: int, of: int, loss: float) -> None:
         told = f"{epoch} {done}"
-        os.write(self.to, f"{told}\n".encode())
+        self.to.send(told)
         if told == self.line or self.left < 3:
             self.left -= 1
         if not self.left:
             signal.pause()
 
 
+def train_telling(config: Config, material: Material, run: Path, line: str, to: Connection) -> None:
+    torch.set_num_threads(1)  # as torch's own data loaders do
+    train(config, material, run, watch=Told(to, line))
+
+
 def train_until_killed(config: Config, material: Material, run: Path, line: str) -> None:
-    """Trains in a process of its own, which is killed when it tells that line. Forked: to import torch takes longer."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of other tests' threads: the child uses none of theirs
-        child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)  # as torch's own data loaders do
-            train(config, material, run, watch=Told(write, line))
-        except BaseException:  # noqa: BLE001 - of a child that has nobody to raise it to
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    os.close(write)
-    with os.fdopen(read) as told:
-        for each in told:
-            if each.strip() == line:
-                break
-        os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    """Trains in a process of its own, which is killed when it tells that line."""
+    # Not forked, though to import torch takes seconds: torch refuses to train in the fork of some processes that have.
+    spawn = multiprocessing.get_context("spawn")
+    told, to = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=train_telling, args=(config, material, run, line, to))
+    child.start()
+    to.close()
+    with told, suppress(EOFError):
+        while told.recv() != line:
+            pass
+        child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_a_run_that_is_killed_ends_with_equal_weights(config: Config, tmp_path: Path) -> None:
