@@ -17,12 +17,7 @@ from embark.servers.kafka import READY_SECONDS, Broker
 from materializer import process as kfc
 from serving.requests import RequestQueue, open_producer
 
-pytestmark = [
-    pytest.mark.servers,
-    pytest.mark.chaos,
-    # kafka-python does not close a socket whose connection was refused. That is told when it is collected.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.servers, pytest.mark.chaos]
 
 TOPIC = "requests"
 
