@@ -14,11 +14,7 @@ def keep_freed_memory() -> bool:
     which makes every page of the next one anew: half of what a hot look-up of 500 keys took, two megabytes; and 670
     page faults a picture in MobileNetV3-small, a quarter of its CPU time. Elsewhere than on glibc nothing is done.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)) and bool(mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
+    return _mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and _mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def share_one_heap() -> bool:
@@ -28,8 +24,12 @@ def share_one_heap() -> bool:
     whatever limit `keep_freed_memory` has set: MobileNetV3-small took some 200 page faults a picture, and a millisecond
     of CPU or more. It is for threads that allocate little and large things: they wait for each other.
     """
+    return _mallopt(M_ARENA_MAX, 1)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError):  # another C library
         return False
-    return bool(mallopt(M_ARENA_MAX, 1))
+    return bool(mallopt(parameter, value))

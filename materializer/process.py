@@ -164,6 +164,7 @@ def open_observer(servers: str, topics: Topics) -> KafkaConsumer:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         request_timeout_ms=REQUEST_TIMEOUT_MS,
+        reconnect_backoff_max_ms=RECONNECT_MS,
         max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
         allow_auto_create_topics=False,
     )
