@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from encoders.batching import FILES_AT_HAND, Batches
 from encoders.compute import Plan
 from encoders.encoder import NotFound
-from encoders.line import Group, Line, TooLate, Waiting
+from encoders.line import BUSY_SECONDS, Group, Line, TooLate, Waiting
 from encoders.metrics import RetinaMetrics
 from encoders.spec import EncoderSpec
 
@@ -247,6 +247,20 @@ def test_stages_and_batches_are_measured() -> None:
         assert registry.get_sample_value("embark_retina_stage_seconds_count", labels) == 2
     assert registry.get_sample_value("embark_retina_batch_size_sum", {"view": "measured__v1"}) == 2
     assert registry.get_sample_value("embark_retina_queue_length", {"view": "measured__v1"}) == 0
+
+
+def test_while_the_cores_are_busy_an_input_waits_for_others_but_not_past_its_deadline() -> None:
+    def due_at(deadline: float) -> float:
+        line = Line(Planted(TEXT), 2, 0.005, coming=1, fastest=0.1)
+        group = Group(asyncio.Future(loop=loop), [None], 1)
+        line.add(Waiting(0, 1.0, deadline, 7, group, 0))
+        assert line.due_at(idle=True) == min(1.005, deadline - 0.2)
+        return line.due_at(idle=False)
+
+    loop = asyncio.new_event_loop()
+    assert due_at(math.inf) == 1.0 + BUSY_SECONDS
+    assert due_at(1.3) == pytest.approx(1.1)
+    loop.close()
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60), st.integers(1, 9))
