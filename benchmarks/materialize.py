@@ -172,6 +172,17 @@ class TimedConsumer:
 
     def commit(self, offsets: Any, timeout_ms: int) -> None:
         self._consumer.commit(offsets, timeout_ms=timeout_ms)
+        self._note(offsets)
+
+    def commit_async(self, offsets: Any, callback: Callable[[Any, Any], None]) -> object:
+        def ended(offsets: Any, answer: Any) -> None:
+            callback(offsets, answer)
+            if not isinstance(answer, BaseException):
+                self._note(offsets)
+
+        return self._consumer.commit_async(offsets, callback=ended)
+
+    def _note(self, offsets: Any) -> None:
         self._committed |= {partition: each.offset for partition, each in offsets.items()}
         if sum(self._committed.values()) == self._count:
             self.ended = time.perf_counter()

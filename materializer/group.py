@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,9 @@ class Consumer(Protocol):
     def resume(self, *partitions: TopicPartition) -> None: ...
     def seek(self, partition: TopicPartition, offset: int) -> None: ...
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None: ...
+    def commit_async(
+        self, offsets: Mapping[TopicPartition, OffsetAndMetadata], callback: Callable[[Any, Any], None]
+    ) -> object: ...
     def close(self, *, autocommit: bool, timeout_ms: int) -> None: ...
 
 
@@ -70,6 +73,23 @@ class Taken:
 
     def __len__(self) -> int:
         return len(self.records)
+
+
+@dataclass(slots=True)
+class Commit:
+    """A commit on its way.
+
+    Attributes:
+        done: whether it has ended; told while this member polls.
+        error: why the offsets are not known to be committed, if they are not.
+    """
+
+    done: bool = False
+    error: BaseException | None = None
+
+    def end(self, answer: object) -> None:
+        """Ends it, with the broker's answer or what came in its way."""
+        self.done, self.error = True, answer if isinstance(answer, BaseException) else None
 
 
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -206,14 +226,31 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         Raises:
             KafkaError: it is not known to be committed; a rebalance may be under way.
         """
-        after: dict[TopicPartition, int] = {}
-        for record in taken.records:
-            partition = partition_of(record)
-            after[partition] = max(record.offset + 1, after.get(partition, 0))
-        # Of a partition that went, the new owner may have committed more: never set it back.
-        offsets = {p: OffsetAndMetadata(offset, "", -1) for p, offset in after.items() if self._holds(taken, p)}
-        if offsets:
+        if offsets := self._after([taken]):
             self._consumer.commit(offsets, timeout_ms=round(COMMIT_SECONDS * 1000))
+
+    def begin_commit(self, batches: Iterable[Taken]) -> Commit:
+        """As `commit`, of several at once, and without waiting: it ends while this member polls, tried once."""
+        commit, offsets = Commit(), self._after(batches)
+        if not offsets:
+            commit.end(None)
+            return commit
+        try:
+            self._consumer.commit_async(offsets, callback=lambda _, answer: commit.end(answer))
+        except KafkaError as error:
+            commit.end(error)
+        return commit
+
+    def _after(self, batches: Iterable[Taken]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The offsets to commit."""
+        after: dict[TopicPartition, int] = {}
+        for taken in batches:
+            for record in taken.records:
+                partition = partition_of(record)
+                # Of a partition that went, the new owner may have committed more: never set it back.
+                if self._holds(taken, partition):
+                    after[partition] = max(record.offset + 1, after.get(partition, 0))
+        return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in after.items()}
 
     def _holds(self, taken: Taken, partition: TopicPartition) -> bool:
         return taken.terms.get(partition, 0) == self._terms.get(partition, 0)

@@ -9,11 +9,13 @@ from functools import partial
 from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import EncoderDirectory
 from feature_repo.failures import FailureMarks
+from materializer.abandonment import Abandonment
 from materializer.announcements import Announcer, failed
 from materializer.archive import Archive
 from materializer.asked import Decoder, Identity, by_view, identity
 from materializer.batch import Batch
 from materializer.clock import Clock, SystemClock
+from materializer.commits import Commits
 from materializer.embedding import Embedder, Retina
 from materializer.failures import MAX_ATTEMPTS, MAX_RETRY_SECONDS, Failures, Producer, retry_delay
 from materializer.group import IDLE_SECONDS, Consumer, GroupMember, Record, Taken, partition_of
@@ -101,8 +103,8 @@ class Worker:
         self._overlap = overlap
         self._count = 0  # of batches
         self._in_flight: set[Identity] = set()  # of what is asked for in the stages
-        self._first_abandoned: int | None = None  # number of a batch; any thread sets it
-        self._abandoning = threading.Lock()
+        self._abandonment = Abandonment()
+        self._commits = Commits(self._group, self._abandonment)
         self._to_rewind: list[Taken] = []
         work = (self._find, self._embed, self._append, self._write, self._tell)
         self._stages = dict(zip(STAGES, work, strict=True))
@@ -142,7 +144,7 @@ class Worker:
                             if not self._read_again(stages):
                                 self._group.stay(ROOM_SECONDS, stop)
                                 commit(stages)
-                    while stages.inside:
+                    while self._unfinished(stages):
                         self._group.stay(ROOM_SECONDS, stop)
                         commit(stages)
                 except BaseException:
@@ -155,7 +157,7 @@ class Worker:
         limits = self._limits
         live = min(limits.max_batch, self._pace.keys_in(limits.live_seconds))
         bulk = min(limits.max_batch, self._pace.keys_in(limits.bulk_seconds))
-        seconds = WORKING_SECONDS if stages.inside else IDLE_SECONDS
+        seconds = WORKING_SECONDS if self._unfinished(stages) else IDLE_SECONDS
         taken = self._group.take(live, limits.max_age, stop, bulk, seconds)
         return taken.only(self._due(taken.records))
 
@@ -166,14 +168,8 @@ class Worker:
         return Batch(number=self._count, taken=taken, asked=asked, failures=failures)
 
     def _commit(self, patience: Patience, stages: Stages[Batch]) -> None:
-        """Commits what went through all stages, and keeps what was abandoned to be read again."""
-        for batch in stages.finished():
-            self._abandon_after_another(batch)
-            if not batch.abandoned:
-                try:
-                    patience.until_done(partial(self._group.commit, batch.taken), batch.taken)
-                except Abandoned as why:
-                    self._abandon(batch, str(why))
+        """Goes on with committing what went through all stages, and keeps what was abandoned to be read again."""
+        for batch in self._commits.go_on(stages.finished(), patience):
             if batch.abandoned:
                 logger.warning(
                     "%d requests are read again, by this worker or another: %s", len(batch.taken), batch.abandoned
@@ -181,39 +177,30 @@ class Worker:
                 self._to_rewind.append(batch.taken)
             self._in_flight.difference_update(identity(one.request) for one in batch.asked)
 
+    def _unfinished(self, stages: Stages[Batch]) -> bool:
+        return bool(stages.inside or self._commits.waiting)
+
     def _read_again(self, stages: Stages[Batch]) -> bool:
         """Goes back to what was abandoned, if all that was taken after it has come out of the stages.
 
         Never while a batch still waits for room: it would go through, and commit what lies before it unfinished.
         """
-        if stages.inside:
+        if self._unfinished(stages):
             return False
         self._group.rewind(self._to_rewind)
         self._to_rewind = []
-        self._first_abandoned = None
+        self._abandonment.end()
         return True
 
     def _through(self, name: str, patience: Patience, batch: Batch) -> None:
         """Has a stage work on a batch, unless that or one before it is abandoned: offsets are committed in order."""
-        self._abandon_after_another(batch)
-        if batch.abandoned:
+        if self._abandonment.reaches(batch):
             return
         try:
             with self._metrics.stage(name):
                 self._stages[name](batch, patience)
         except Abandoned as why:
-            self._abandon(batch, str(why))
-
-    def _abandon_after_another(self, batch: Batch) -> None:
-        first = self._first_abandoned
-        if first is not None and batch.number > first and not batch.abandoned:
-            batch.abandoned = "one before them is"
-
-    def _abandon(self, batch: Batch, why: str) -> None:
-        batch.abandoned = why
-        with self._abandoning:
-            first = self._first_abandoned
-            self._first_abandoned = batch.number if first is None else min(first, batch.number)
+            self._abandonment.begin(batch, str(why))
 
     # The stages
 

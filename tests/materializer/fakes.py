@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
+from kafka.errors import KafkaError
 
 from encoders.client import Encoded, Outcome, content_hash, memory_vector
 from encoders.spec import EncoderSpec
@@ -73,6 +74,9 @@ class FakeConsumer:
         self.before_poll: deque[Callable[[], None]] = deque()  # one a poll
         self.commit_errors: deque[Exception] = deque()
         self.commits: list[dict[TopicPartition, int]] = []
+        self.polls_a_commit = 1
+        self._committing: list[tuple[Mapping[TopicPartition, OffsetAndMetadata], Callable[[Any, Any], None]]] = []
+        self._polls = 0  # since a commit began
         self.positions: dict[TopicPartition, int] = {}
         self.paused: set[TopicPartition] = set()
         self.listener: Any = None
@@ -100,6 +104,7 @@ class FakeConsumer:
     def poll(self, *, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
         if self.listener is not None and not self.positions:
             self.assign([TopicPartition(topic, p) for topic in self.topics for p in range(PARTITIONS)])
+        self._answer_commits()
         if self.before_poll:
             self.before_poll.popleft()()
         found: dict[TopicPartition, list[Any]] = {}
@@ -140,6 +145,27 @@ class FakeConsumer:
         committed = {partition: offset.offset for partition, offset in offsets.items()}
         self.commits.append(committed)
         self.kafka.committed.update(committed)
+
+    def commit_async(
+        self, offsets: Mapping[TopicPartition, OffsetAndMetadata], callback: Callable[[Any, Any], None]
+    ) -> None:
+        """Answered by one of the polls to come."""
+        assert not self._committing, "one commit at a time: else they could overtake each other"
+        self._committing.append((offsets, callback))
+        self._polls = 0
+
+    def _answer_commits(self) -> None:
+        self._polls += 1
+        if self._polls < self.polls_a_commit:
+            return
+        waiting, self._committing = self._committing, []
+        for offsets, callback in waiting:
+            try:
+                self.commit(offsets, timeout_ms=0)
+            except KafkaError as error:
+                callback(offsets, error)
+            else:
+                callback(offsets, None)
 
     def close(self, *, autocommit: bool, timeout_ms: int) -> None:
         assert not autocommit
