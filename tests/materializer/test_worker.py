@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
-from kafka.errors import CommitFailedError, KafkaTimeoutError
+from kafka.errors import CommitFailedError, KafkaConnectionError, KafkaTimeoutError
 
 from encoders.client import Outcome, RetinaAway, RetinaBusy, RetinaRefused, content_hash, memory_vector
 from encoders.spec import EncoderSpec
@@ -569,6 +569,49 @@ def test_a_commit_during_a_rebalance_is_repeated(kitchen: Kitchen) -> None:
     assert len(kitchen.retina.calls) == 1
 
 
+def test_a_commit_that_cannot_begin_is_repeated(kitchen: Kitchen) -> None:
+    begin = kitchen.consumer.commit_async
+    errors = [KafkaConnectionError("no broker")]
+
+    def refused(*args: Any, **named: Any) -> None:
+        if errors:
+            raise errors.pop()
+        begin(*args, **named)
+
+    kitchen.consumer.commit_async = refused  # type: ignore[method-assign]
+    kitchen.ask("a", "b")
+    kitchen.run(Limits(max_batch=1))
+    assert kitchen.lag == 0
+    assert kitchen.retina.calls == [["a"], ["b"]]
+
+
+def test_batches_go_on_while_a_commit_is_on_its_way_and_are_committed_together(kitchen: Kitchen) -> None:
+    kitchen.consumer.polls_a_commit = 8
+    kitchen.ask(*"abcd")
+    kitchen.run(Limits(max_batch=1))
+    assert kitchen.consumer.commits == [{TopicPartition(TOPICS.live, 0): 1}, {TopicPartition(TOPICS.live, 0): 4}]
+    assert kitchen.retina.calls == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_of_batches_that_are_committed_together_a_partition_that_went_is_left_to_its_owner(kitchen: Kitchen) -> None:
+    gone, kept = (TopicPartition(TOPICS.live, partition) for partition in (0, 1))
+    kitchen.consumer.polls_a_commit = 8
+    kitchen.ask("a", "b", "c", partition=0)
+    kitchen.ask("d", partition=1)
+    owners = kitchen.kafka.committed  # of whoever has the partition now
+
+    def revoke_after_the_first() -> None:
+        if kitchen.consumer.commits and gone in kitchen.consumer.positions:
+            kitchen.consumer.revoke([gone])
+            owners[gone] = 3
+
+    kitchen.consumer.before_poll.extend([revoke_after_the_first] * 12)
+    kitchen.run(Limits(max_batch=1))
+    assert kitchen.retina.calls == [["a"], ["b"], ["c"], ["d"]]
+    assert kitchen.consumer.commits == [{gone: 1}, {kept: 1}]
+    assert owners == {gone: 3, kept: 1}
+
+
 def test_a_partition_that_went_during_a_slow_batch_is_not_committed(kitchen: Kitchen) -> None:
     gone = TopicPartition(TOPICS.live, 0)
     kitchen.retina.errors.append(RetinaBusy("full"))
@@ -743,13 +786,17 @@ def test_what_was_taken_after_a_batch_that_is_given_up_is_never_committed_before
     gone, stays = TopicPartition(TOPICS.live, 0), TopicPartition(TOPICS.live, 1)
     inside = 10  # batches, up to the stage that waits: one or two at work in each, and one waiting
     kitchen.consumer.patience = math.inf
-    kitchen.archive.online_errors.extend([ArchiveUnavailable("no host")] * 10_000)
+    tries = 10_000
+    kitchen.archive.online_errors.extend([ArchiveUnavailable("no host")] * tries)
     kitchen.ask("a", partition=0)
     kitchen.ask(*(f"b{i}" for i in range(inside + 2)), partition=1)
     poll, commit = kitchen.consumer.poll, kitchen.consumer.commit
     early: list[str] = []
 
     def rebalance(**given: Any) -> Any:
+        if kitchen.consumer.positions.get(gone) and len(kitchen.archive.online_errors) == tries:
+            time.sleep(0.01)
+            return {}  # until the first batch waits where it is written, none may overtake it
         if gone in kitchen.consumer.positions and kitchen.consumer.positions.get(stays) == inside:
             kitchen.consumer.revoke([gone])
             time.sleep(1.5)  # longer than the first batch waits: all that are inside come out within this poll
