@@ -22,7 +22,6 @@ import torch
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from encoders.compute import Plan, choose_device
 from encoders.encoder import Encoder
@@ -36,6 +35,7 @@ from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_serve
 from encoders.server import RetinaServer
 from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
+from encoders.text import padded
 
 # as `benchmarks/retina.py` starts it
 DEVICE = choose_device(sys.argv[2])
@@ -167,11 +167,7 @@ class Bare:
         forward = encoder_of(view)._forward  # type: ignore[attr-defined]
         found = []
         for batch in self._batches(view):
-            tensors: tuple[torch.Tensor, ...]
-            if SPECS[view].modality == "text":
-                tensors = pad_sequence(batch, batch_first=True), torch.tensor([len(each) for each in batch])
-            else:
-                tensors = (forward.stacked(batch),)
+            tensors = padded(batch) if SPECS[view].modality == "text" else (forward.stacked(batch),)
             found.append(tuple(map(forward._placed, tensors)))
         torch.cuda.synchronize()
         return found
