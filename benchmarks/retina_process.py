@@ -6,6 +6,7 @@ and the web server are others, and their work does not count.
 
 import asyncio
 import json
+import math
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from encoders.compute import Plan, choose_device
 from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
+from encoders.line import SORTED_PASSES
 from encoders.loading import load_encoder
 from encoders.matrix import pack
 from encoders.memory import share_one_heap
@@ -128,7 +130,7 @@ class Bare:
 
     def network(self, view: str, count: int, lanes: int = PLAN.lanes) -> int:
         """Passes of full batches on tensors that are ready, `lanes` of them at a time on a CPU; texts sorted by length,
-        so that little is padding."""
+        as many at a time as Retina sorts, so that little is padding."""
         size = PLAN.batch(SPECS[view].modality)
         passes = max(1, count // size)
         if DEVICE.type == "cpu":
@@ -156,10 +158,12 @@ class Bare:
         encoder = encoder_of(view)
         size = PLAN.batch(encoder.spec.modality)
         contents = self._contents[encoder.spec.modality]
-        inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(4 * size)]
+        pool = SORTED_PASSES * size
+        count = math.ceil(len(contents) / pool) * pool  # all that Retina is asked for: the first texts are shorter
+        inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(count)]
         if encoder.spec.modality == "text":
-            inputs = sorted(inputs, key=len)
-        return [inputs[at : at + size] for at in range(0, len(inputs), size)]
+            inputs = [each for at in range(0, count, pool) for each in sorted(inputs[at : at + pool], key=len)]
+        return [inputs[at : at + size] for at in range(0, count, size)]
 
     @cache  # noqa: B019 - one object, as long as the process
     def _placed(self, view: str) -> list[tuple[torch.Tensor, ...]]:
