@@ -6,6 +6,7 @@ and the web server are others, and their work does not count.
 
 import asyncio
 import json
+import math
 import sys
 import threading
 import time
@@ -22,11 +23,11 @@ import torch
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from encoders.compute import Plan, choose_device
 from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
+from encoders.line import SORTED_PASSES
 from encoders.loading import load_encoder
 from encoders.matrix import pack
 from encoders.memory import share_one_heap
@@ -36,6 +37,7 @@ from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_serve
 from encoders.server import RetinaServer
 from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
+from encoders.text import padded
 
 # as `benchmarks/retina.py` starts it
 DEVICE = choose_device(sys.argv[2])
@@ -128,7 +130,7 @@ class Bare:
 
     def network(self, view: str, count: int, lanes: int = PLAN.lanes) -> int:
         """Passes of full batches on tensors that are ready, `lanes` of them at a time on a CPU; texts sorted by length,
-        so that little is padding."""
+        as many at a time as Retina sorts, so that little is padding."""
         size = PLAN.batch(SPECS[view].modality)
         passes = max(1, count // size)
         if DEVICE.type == "cpu":
@@ -156,10 +158,12 @@ class Bare:
         encoder = encoder_of(view)
         size = PLAN.batch(encoder.spec.modality)
         contents = self._contents[encoder.spec.modality]
-        inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(4 * size)]
+        pool = SORTED_PASSES * size
+        count = math.ceil(len(contents) / pool) * pool  # all that Retina is asked for: the first texts are shorter
+        inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(count)]
         if encoder.spec.modality == "text":
-            inputs = sorted(inputs, key=len)
-        return [inputs[at : at + size] for at in range(0, len(inputs), size)]
+            inputs = [each for at in range(0, count, pool) for each in sorted(inputs[at : at + pool], key=len)]
+        return [inputs[at : at + size] for at in range(0, count, size)]
 
     @cache  # noqa: B019 - one object, as long as the process
     def _placed(self, view: str) -> list[tuple[torch.Tensor, ...]]:
@@ -167,11 +171,7 @@ class Bare:
         forward = encoder_of(view)._forward  # type: ignore[attr-defined]
         found = []
         for batch in self._batches(view):
-            tensors: tuple[torch.Tensor, ...]
-            if SPECS[view].modality == "text":
-                tensors = pad_sequence(batch, batch_first=True), torch.tensor([len(each) for each in batch])
-            else:
-                tensors = (forward.stacked(batch),)
+            tensors = padded(batch) if SPECS[view].modality == "text" else (forward.stacked(batch),)
             found.append(tuple(map(forward._placed, tensors)))
         torch.cuda.synchronize()
         return found

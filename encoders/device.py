@@ -117,9 +117,9 @@ class SharedDevice:
             line = min(due, key=lambda each: each.used)
             late = line.late
             batch = line.take(now)
-            view = line.encoder.spec.view
-            self._metrics.late.labels(view).inc(line.late - late)
-            self._metrics.waiting.labels(view).set(len(line))
+            metrics = self._metrics.of(line.encoder.spec.view)
+            metrics.late.inc(line.late - late)
+            metrics.waiting.set(len(line))
             if batch:
                 self._start(line, batch)
         self._wait_for_age(now)
@@ -158,8 +158,9 @@ class SharedDevice:
             logger.exception("%s: a pass failed", view)
             outcomes, seconds = [EncodeError(f"{type(error).__name__}: {error}")] * len(batch), 0.0
         line.measured(seconds, len(batch))
-        self._metrics.batch_size.labels(view).observe(len(batch))
-        self._metrics.stage_seconds.labels(view, "compute").observe(seconds)
+        metrics = self._metrics.of(view)
+        metrics.batch_size.observe(len(batch))
+        metrics.compute_seconds.observe(seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             waiting.settle(outcome)
         self.serve()

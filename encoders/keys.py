@@ -35,7 +35,7 @@ def canonical_key(spec: EncoderSpec, key: str) -> str:
         KeyRefused: empty, longer than 8 KiB of UTF-8, with a NUL or a lone surrogate; or no URL of a scheme that could
             be read.
     """
-    if spec.modality == "image" and _is_plain(spec, key):
+    if _is_plain_url(spec, key) if spec.modality == "image" else _is_plain_text(key):
         return key
     if not key or not key.strip():
         raise KeyRefused("the key is empty")
@@ -56,7 +56,11 @@ def canonical_key(spec: EncoderSpec, key: str) -> str:
     return canonical
 
 
-def _is_plain(spec: EncoderSpec, url: str) -> bool:
+def _is_plain_text(text: str) -> bool:
+    return text.isascii() and 0 < len(text) <= MAX_KEY_BYTES and "\0" not in text and text == text.strip()
+
+
+def _is_plain_url(spec: EncoderSpec, url: str) -> bool:
     dropped = bool(spec.drop_query_params) and "?" in url
     return not dropped and len(url) <= MAX_KEY_BYTES and PLAIN_URL.fullmatch(url) is not None
 

@@ -4,6 +4,7 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class Line:
         if len(self._waiting) <= self.max_batch or not oldest.length:
             batch = list(islice(self._waiting, self.max_batch))
         else:
-            by_length = sorted(self._waiting, key=lambda w: w.length)
+            by_length = sorted(self._waiting, key=attrgetter("length"))
             longer = len(by_length) - 1 - by_length.index(oldest)
             # cut from the longest on, so that the pass that is left over is the shortest
             start = max(0, len(by_length) - self.max_batch * (longer // self.max_batch + 1))

@@ -1,9 +1,24 @@
 """What Retina tells Prometheus. Free of torch."""
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewMetrics:
+    """The metrics of one view, found once: to look one up by its labels takes longer than to count."""
+
+    waiting: Gauge
+    batch_size: Histogram
+    fetch_seconds: Histogram
+    decode_seconds: Histogram
+    compute_seconds: Histogram
+    embedded: Counter
+    late: Counter
 
 
 class RetinaMetrics:
@@ -48,3 +63,19 @@ class RetinaMetrics:
         )
         self.encoders = Gauge("embark_retina_encoders_loaded", "Encoders in memory.", registry=registry)
         self.encoder_bytes = Gauge("embark_retina_encoder_bytes", "Bytes of their parameters.", registry=registry)
+        self._views: dict[str, ViewMetrics] = {}
+
+    def of(self, view: str) -> ViewMetrics:
+        """Those of a view."""
+        found = self._views.get(view)
+        if found is None:
+            found = self._views[view] = ViewMetrics(
+                waiting=self.waiting.labels(view),
+                batch_size=self.batch_size.labels(view),
+                fetch_seconds=self.stage_seconds.labels(view, "fetch"),
+                decode_seconds=self.stage_seconds.labels(view, "decode"),
+                compute_seconds=self.stage_seconds.labels(view, "compute"),
+                embedded=self.keys.labels(view, "embedded"),
+                late=self.late.labels(view),
+            )
+        return found

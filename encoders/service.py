@@ -140,12 +140,13 @@ class RetinaService:
         # 5. one outcome a key, in the order of the request
         outcomes = [_refused(key) if isinstance(key, KeyRefused) else _outcome(embedded[key]) for key in keys]
         vectors = [each.vector for key in keys if isinstance(key, str) and (each := embedded[key]).vector is not None]
-        for reason, count in Counter(outcome.reason for outcome in outcomes).items():
-            self._metrics.keys.labels(spec.view, reason or "embedded").inc(count)
+        self._metrics.of(spec.view).embedded.inc(len(vectors))
+        for reason, count in Counter(outcome.reason for outcome in outcomes if outcome.reason).items():
+            self._metrics.keys.labels(spec.view, reason).inc(count)
         logger.info("%s: %d of %d embedded in %.2f s", spec.view, len(vectors), len(keys), time.monotonic() - began)
         return EncodeReply(
             fingerprint=encoder.spec.fingerprint,
-            vectors=pack(np.stack(vectors) if vectors else np.zeros((0, spec.dim), dtype=np.float32)),
+            vectors=pack(np.array(vectors, dtype=np.float32).reshape(-1, spec.dim)),
             outcomes=outcomes,
         )
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Literal, Self
 
 Modality = Literal["image", "text"]
@@ -156,8 +157,7 @@ class EncoderSpec:
         """
         if not self.pinned:
             raise SpecError(f"encoder {self.view!r} has no pinned weights: run `feast apply`")
-        parts = [self.network, self.pinned, self.preprocessing, str(self.dim), self.dtype]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return _fingerprint(self.network, self.pinned, self.preprocessing, self.dim, self.dtype)
 
     def pin(self, pinned: str) -> Self:
         """This spec with the identity of its weights written down."""
@@ -188,3 +188,8 @@ class EncoderSpec:
         values = json.loads(declared)
         values["drop_query_params"] = tuple(values["drop_query_params"])
         return cls(**values)
+
+
+@cache  # a call of Retina asks for it six times; there are as many as encoders
+def _fingerprint(network: str, pinned: str, preprocessing: str, dim: int, dtype: str) -> str:
+    return hashlib.sha256("\0".join([network, pinned, preprocessing, str(dim), dtype]).encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from encoders.compute import Forward
 from encoders.encoder import DecodeError
@@ -22,6 +23,8 @@ BUCKETS = 2**15
 PADDING = 0
 DEFAULT_TOKENS = 64
 MAX_TOKENS = 9999
+KNOWN_TOKENS = 2**15  # whose indices are kept: most texts are made of few words, and hashing them is half of tokenizing
+KNOWN_CHARACTERS = 32  # of a token that is kept: what strangers send must not fill the memory
 ASCII_TOKEN = re.compile(r"[a-z0-9_]+|\S")  # in lower case
 
 
@@ -93,10 +96,51 @@ def token_index(token: str, buckets: int = BUCKETS) -> int:
     return 1 + int.from_bytes(digest, "little") % buckets
 
 
-def text_input(text: str, preprocessing: TextPreprocessing, buckets: int = BUCKETS) -> Tensor:
+class KnownTokens(dict[str, int]):
+    """Token → index; hashed when it first comes, and kept. Emptied when it is full, so that it follows the texts.
+
+    Safe to share between threads.
+
+    Args:
+        buckets: as of `token_index`.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+
+    def __missing__(self, token: str) -> int:
+        index = token_index(token, self._buckets)
+        if len(token) <= KNOWN_CHARACTERS:
+            if len(self) >= KNOWN_TOKENS:
+                self.clear()
+            self[token] = index
+        return index
+
+
+@cache
+def known_tokens(buckets: int) -> KnownTokens:
+    """Those of a process; there are as many as sizes of networks."""
+    return KnownTokens(buckets)
+
+
+def token_indices(text: str, preprocessing: TextPreprocessing, buckets: int = BUCKETS) -> NDArray[np.int64]:
     """Indices (T,) int64 of a text's first tokens; one index for a text without any token."""
     first = list(islice(tokens(text), preprocessing.tokens)) or [""]
-    return torch.tensor([token_index(token, buckets) for token in first])
+    return np.array(list(map(known_tokens(buckets).__getitem__, first)), dtype=np.int64)
+
+
+def text_input(text: str, preprocessing: TextPreprocessing, buckets: int = BUCKETS) -> Tensor:
+    """`token_indices` as a tensor (T,) int64."""
+    return torch.from_numpy(token_indices(text, preprocessing, buckets))
+
+
+def padded(texts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Texts as the network takes them: indices (B, T) and their counts (B,), both int64."""
+    counts = [len(indices) for indices in texts]
+    index_BT = np.full((len(texts), max(counts)), PADDING, dtype=np.int64)
+    for row_T, indices in zip(index_BT, texts, strict=True):
+        row_T[: len(indices)] = indices
+    return torch.from_numpy(index_BT), torch.tensor(counts)
 
 
 class TextNetwork(nn.Module):
@@ -180,20 +224,18 @@ class TextEncoder:
         self._buckets = network.architecture.buckets
         self._forward = Forward(network, device, spec.dtype)
 
-    def prepare(self, content: bytes) -> Tensor:
-        """Indices (T,) int64 of the first tokens of a text in UTF-8; one index for a text without any token.
+    def prepare(self, content: bytes) -> NDArray[np.int64]:
+        """Indices (T,) of the first tokens of a text in UTF-8; one index for a text without any token.
 
         Raises:
             DecodeError: no valid UTF-8.
         """
-        return text_input(text_of(content), self._preprocessing, self._buckets)
+        return token_indices(text_of(content), self._preprocessing, self._buckets)
 
-    def encode(self, batch: Sequence[Tensor]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Embeddings (B, dim) of B prepared texts.
 
         Raises:
             EncodeError: the network failed.
         """
-        index_BT = pad_sequence(list(batch), batch_first=True, padding_value=PADDING)
-        count_B = torch.tensor([len(indices) for indices in batch])
-        return self._forward(index_BT, count_B)
+        return self._forward(*padded(batch))

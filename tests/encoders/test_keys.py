@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -99,6 +101,11 @@ def test_any_text_is_refused_or_canonical_for_good(text: str) -> None:
     assert canonical_key(TEXT, key) == key
     assert "\0" not in key
     assert len(key.encode()) <= MAX_KEY_BYTES
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1).filter(str.strip))
+def test_plain_texts_are_canonical_as_any_other(text: str) -> None:
+    assert canonical_key(TEXT, text) == unicodedata.normalize("NFC", text.strip())
 
 
 PARTS = st.text() | st.text(alphabet="ab/.%2eEfF5?#é:@[]")
