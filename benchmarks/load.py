@@ -5,18 +5,22 @@
 Closed loop (`"calls": 8`): so many calls are under way all the time. Open loop (`"rate": 400`): calls begin at random
 times, so many a second, whether those before have been answered or not, and their time counts from when they should
 have begun: a server that stalls is seen as its users would. Prints JSON: keys per second, the seconds of each call that
-was answered and when it ended; how many were refused for want of room, were late, and failed otherwise.
+was answered and when it ended; how many were refused for want of room, were late, and failed otherwise, and how many of
+those by gRPC's code and its words.
 """
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 
 from feature_repo.embeddings import Status
@@ -41,6 +45,7 @@ class Load:
         self.held: list[float] = []  # seconds of each call since it began, however it ended
         self.troubled: list[float] = []  # ends of calls that had UNAVAILABLE keys
         self.errors: list[str] = []
+        self.codes: Counter[str] = Counter()  # of calls that were not answered
         self.failed = 0  # otherwise than for want of room or time
         self.lost: list[float] = []  # ends of calls that were not answered
         self.refused = 0
@@ -66,16 +71,19 @@ class Load:
                 self._asked.get("timeout", 10.0),
                 precision=self._asked.get("precision", "float32"),
             )
-        except EmbArkOverloaded:
+        except EmbArkOverloaded as error:
+            self.codes[code_of(error)] += 1
             self.refused += 1
             return
         except EmbArkUnavailable as error:
+            self.codes[code_of(error)] += 1
             self.errors.append(str(error))
             in_time = "within" not in str(error)
             self.failed += in_time
             self.late += not in_time
             return
         except ClientError as error:
+            self.codes[code_of(error)] += 1
             self.errors.append(str(error))
             self.failed += 1
             return
@@ -99,6 +107,7 @@ class Load:
             self.held.clear()
             self.lost.clear()
             self.troubled.clear()
+            self.codes.clear()
             start = self.start = time.perf_counter()
             end = start + self._asked["seconds"]
             if "rate" in self._asked:
@@ -115,6 +124,7 @@ class Load:
             "held": [round(s, 6) for s in self.held],
             "troubled": [round(end, 3) for end in self.troubled],
             "errors": self.errors,
+            "codes": dict(self.codes),
             "start": self.start,  # of the monotonic clock, which all processes share
             "failed": self.failed,
             "refused": self.refused,
@@ -136,6 +146,15 @@ class Load:
             calls.add(call)
             call.add_done_callback(calls.discard)
         await asyncio.gather(*calls)
+
+
+def code_of(error: ClientError) -> str:
+    """gRPC's code of a call that was not answered, and what was said, less its numbers."""
+    cause = error.__cause__
+    if not isinstance(cause, grpc.RpcError):
+        return type(error).__name__
+    said = re.sub(r"\d+", "N", cause.details() or "")[:60]
+    return str(cause.code().name) if said == cause.code().name else f"{cause.code().name}: {said}"
 
 
 def begun(asked: dict[str, Any]) -> "subprocess.Popen[str]":

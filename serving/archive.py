@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encoders.keys import KeyRefused, canonical_key
 from encoders.spec import EncoderSpec
@@ -50,12 +49,12 @@ class Archive(Protocol):
         view: str,
         keys: Sequence[str],
         seconds: float | None = None,
-        room: NDArray[np.float32] | None = None,
+        room: Embeddings | None = None,
     ) -> Embeddings:
         """As `lookup`, on an event loop, which it never blocks for longer than numpy needs.
 
         Args:
-            room: (N, dim), of any content, where the vectors are put; None: in memory of their own.
+            room: of N keys, of any content, where the answer is put; None: in memory of its own.
 
         Raises:
             UnknownView: there is no such view.
@@ -118,7 +117,7 @@ class EmbeddingArchive:
         view: str,
         keys: Sequence[str],
         seconds: float | None = None,
-        room: NDArray[np.float32] | None = None,
+        room: Embeddings | None = None,
     ) -> Embeddings:
         seconds = self._budget if seconds is None else min(seconds, self._budget)
         by = self._clock() + seconds
@@ -168,7 +167,7 @@ class EmbeddingArchive:
         done, _ = wait(reads, self._budget)
         return sum(int(read.result().rows.found.sum()) for read in done if read.exception() is None)
 
-    def _begin(self, view: str, keys: Sequence[str], room: NDArray[np.float32] | None = None) -> "_UnderWay":
+    def _begin(self, view: str, keys: Sequence[str], room: Embeddings | None = None) -> "_UnderWay":
         """Steps 1 and 2 of a look-up."""
         spec = self._directory.spec(view)
         cache = self._caches.of(spec)

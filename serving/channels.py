@@ -18,8 +18,9 @@ RETRIED = ("UNAVAILABLE", "CANCELLED")
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     # A failed try costs a token, a call that is answered brings a half; with less than half of them nothing is tried
-    # again. So a restart costs no call, and an overloaded server gets no more calls by it.
-    "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.5},
+    # again. So a restart costs no call, and an overloaded server gets no more calls by it. As many as gRPC allows: a
+    # server that did not run for 0.8 s finds more calls than may wait, and ends most of them at once.
+    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.5},
     "methodConfig": [
         {
             "name": [{"service": "embark.v1.EmbArk"}],

@@ -7,13 +7,13 @@ writing to bytes that nobody else has seen yet.
 """
 
 import ctypes
+from sys import getrefcount
 
 import numpy as np
-from numpy.typing import NDArray
 
 from feature_repo.embeddings import Embeddings
 from serving.embark_pb2 import LookupReply
-from serving.layouts import FLOAT, WORD, layout
+from serving.layouts import BYTE, FLOAT, WORD, layout
 from serving.limits import MAX_REASON_CHARACTERS
 
 _new = ctypes.pythonapi.PyBytes_FromStringAndSize
@@ -23,6 +23,8 @@ _address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object,)
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype, _memory.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 WRITABLE = 0x200  # PyBUF_WRITE
+ALONE = 2  # references to a reply that its draft alone has: its own, and that of who counts
+MOST_SPARE = 8  # drafts: of 2,000 keys of 512 floats they have 32 MB
 
 
 class Draft:
@@ -36,23 +38,58 @@ class Draft:
     """
 
     def __init__(self, count: int, dim: int, weights: str, first: int = 0) -> None:
+        self._begun = True
         self._layout = layout(count, dim, weights, first)
         self._reply: bytes = _new(None, self._layout.size)
         self._memory: memoryview = _memory(_address(self._reply), self._layout.size, WRITABLE)
         for place, piece in self._layout.between:
             self._memory[place] = piece
-        # (count, dim), of any content, to be written. Not to be kept for longer than the draft.
-        self.vectors: NDArray[np.float32] = np.ndarray((count, dim), FLOAT, self._memory, self._layout.vectors.start)
+        # Of any content, to be written. Not to be kept for longer than the draft.
+        self.room = Embeddings(
+            vectors=np.ndarray((count, dim), FLOAT, self._memory, self._layout.vectors.start),
+            status=np.ndarray((count,), BYTE, self._memory, self._layout.status.start),
+            embedding_id=np.ndarray((count,), WORD, self._memory, self._layout.ids.start),
+            event_time=np.ndarray((count,), WORD, self._memory, self._layout.times.start),
+            failures={},
+        )
 
     def finished(self, answer: Embeddings) -> bytes:
-        """The reply, with the numbers of an answer; nothing is written after it."""
-        found = self._layout
-        if answer.vectors is not self.vectors:  # it was made elsewhere
-            self.vectors[:] = answer.vectors
-        self._memory[found.ids] = answer.embedding_id.astype(WORD, copy=False).tobytes()
-        self._memory[found.times] = answer.event_time.astype(WORD, copy=False).tobytes()
-        self._memory[found.status] = answer.status.tobytes()
+        """The reply, with the numbers of an answer; nothing is written after it while anybody has the reply."""
+        self._begun = False
+        if answer is not self.room:  # it was made elsewhere
+            self.room.vectors[:] = answer.vectors
+            self.room.status[:] = answer.status
+            self.room.embedding_id[:] = answer.embedding_id
+            self.room.event_time[:] = answer.event_time
         if answer.failures:  # seldom: they are of no size that was known before
             why = {i: text[:MAX_REASON_CHARACTERS] for i, text in answer.failures.items()}
             return self._reply + LookupReply(failures=why).SerializeToString()
         return self._reply
+
+    def again(self) -> bool:
+        """Begins anew where the draft was finished and nobody has its reply any more; whether that is so."""
+        if self._begun or self.room.failures or getrefcount(self._reply) != ALONE:
+            return False
+        self._begun = True
+        return True
+
+
+class Drafts:
+    """Drafts that are written again when gRPC has sent them. For one thread.
+
+    To make one costs 40 µs, most of it in code that other calls have driven out of the processor's caches.
+    """
+
+    def __init__(self) -> None:
+        self._spare: dict[tuple[int, int, str, int], Draft] = {}
+
+    def of(self, count: int, dim: int, weights: str, first: int = 0) -> Draft:
+        """See `Draft`; the last one of this form, where nobody has its reply any more."""
+        form = (count, dim, weights, first)
+        spare = self._spare.get(form)
+        if spare is not None and spare.again():
+            return spare
+        if len(self._spare) >= MOST_SPARE:
+            self._spare.pop(next(iter(self._spare)))
+        self._spare[form] = made = Draft(*form)
+        return made

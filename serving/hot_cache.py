@@ -1,7 +1,7 @@
 """The vectors of a view that are asked for most, in a slab of fixed memory: most look-ups read nothing else.
 
-One dictionary leads from a key, as it is given, to a slot; all else is numpy over the slots of a whole look-up. So a
-key that is hot costs one dictionary look-up, its canonical form included: every spelling seen leads to the slot.
+A dictionary leads from a key, as it is given, to a slot, its canonical form included: every spelling seen leads to the
+slot. The keys of a large request are found without it, as the bytes that they are: see `serving.kernels`.
 """
 
 import threading
@@ -16,18 +16,29 @@ from encoders.spec import EncoderSpec
 from feature_repo.embeddings import Embeddings, OovEmbedding, Status, oov_zeros
 from serving.eviction import MOST_USES, S3Fifo
 from serving.floors import Floors
+from serving.kernels import EMBEDDING_ID, EVENT_TIME, EXPIRES, STATUS, USES, answer
+from serving.key_table import KeyTable
+from serving.packed_keys import PackedKeys
 
 # Of an entry beside its vector: dictionary, key of 100 characters, names, ghost, and what the arrays hold.
-OVERHEAD_BYTES = 512
+OVERHEAD_BYTES = 704
 KEY_CHARACTERS = 256  # on average, at most: longer ones make room sooner
 NEGATIVES = 20_000  # keys without a vector
 MOST_SPELLINGS = 8  # of one key: more would let a stranger fill memory with one picture
 OOV_SECONDS = 1.0  # < what anyone waits for an embedding, should its announcement be lost
-# Of a slot: four words of eight bytes. They are no structured type, of which numpy copies each value by itself.
-EXPIRES, EMBEDDING_ID, EVENT_TIME, WORDS = 0, 1, 2, 4
-STATUS, USES = 24, 25  # bytes, in the last word
 FAILED = int(Status.FAILED)  # an IntEnum is compared slowly
 FAILED_SECONDS = 10.0  # a mark lives for a day, but may be cleared by hand
+
+
+def unwritten(count: int, dim: int) -> Embeddings:
+    """Room for an answer to `count` keys, of any content."""
+    return Embeddings(
+        vectors=np.empty((count, dim), dtype=np.float32),
+        status=np.empty(count, dtype=np.uint8),
+        embedding_id=np.empty(count, dtype=np.int64),
+        event_time=np.empty(count, dtype=np.int64),
+        failures={},
+    )
 
 
 @dataclass(slots=True)
@@ -91,12 +102,11 @@ class HotCache:
         self._oov = oov_zeros(spec.view, spec.dim) if oov is None else oov
         self._slab = np.zeros((self.capacity + 1, spec.dim), dtype=np.float32)  # lazily: unused rows cost nothing
         self._slab[self.capacity] = self._oov.vector
-        # What else belongs to a slot lies in one place, half a line of the processor's cache: a look-up waits for it
-        # once a key, not five times.
-        self._entries = np.zeros((slots, WORDS), dtype=np.int64)
-        self._expires = self._entries.view(np.float64)[:, EXPIRES]
-        self._ids, self._times = self._entries[:, EMBEDDING_ID], self._entries[:, EVENT_TIME]
-        self._status, self._uses = (self._entries.view(np.uint8)[:, at] for at in (STATUS, USES))
+        # What else belongs to a slot lies in one place (see `serving.kernels`).
+        self._table = KeyTable(slots)
+        self._expires = self._table.seconds[:, EXPIRES]
+        self._ids, self._times = (self._table.rows[:, at] for at in (EMBEDDING_ID, EVENT_TIME))
+        self._status, self._uses = (self._table.small[:, at] for at in (STATUS, USES))
         self._status[:], self._ids[:], self._expires[:] = Status.OOV, self._oov.embedding_id, -np.inf
         self._policy = S3Fifo(self.capacity, self._uses)
         self._names: list[tuple[str, ...]] = [()] * slots  # the canonical key, then other spellings
@@ -114,40 +124,53 @@ class HotCache:
         with self._lock:
             return int(np.count_nonzero(self._expires[: self.capacity] > self._clock()))
 
-    def take(
-        self, keys: Sequence[str], room: NDArray[np.float32] | None = None
-    ) -> tuple[Embeddings, NDArray[np.bool_]]:
+    def take(self, keys: Sequence[str], room: Embeddings | None = None) -> tuple[Embeddings, NDArray[np.bool_]]:
         """What is known of keys, as they were given, and which of them nothing is known of, (N,).
 
         Those are answered with the OOV embedding, as if they were.
 
         Args:
-            room: (N, dim), of any content, where the vectors are put; None: in memory of their own.
+            room: of N keys, of any content, where the answer is put; None: in memory of its own.
+
+        Raises:
+            BadArgument: one of packed keys is no valid UTF-8.
         """
+        count = len(keys)
+        missing = np.empty(count, dtype=np.bool_)
+        told = unwritten(count, self._slab.shape[1]) if room is None else room
         with self._lock:
-            slots = np.fromiter(map(self._index.__getitem__, keys), np.intp, len(keys))
-            entries = self._entries.take(slots, axis=0)
-            missing = entries.view(np.float64)[:, EXPIRES] <= self._clock()
-            misses = int(np.count_nonzero(missing))
-            if misses:
-                slots[missing] = self._nowhere
-                entries[missing] = self._entries[self._nowhere]
-            small = entries.view(np.uint8)
-            status, uses = small[:, STATUS], small[:, USES]
-            rare = uses < MOST_USES
-            if np.count_nonzero(rare):  # what is hot has been counted up to there
-                self._uses[slots[rare]] = uses[rare] + 1
-            self.counts.hits += len(keys) - misses
+            slots = self._slots(keys)
+            misses, failed = answer(
+                slots,
+                self._table.rows,
+                self._table.seconds,
+                self._table.small,
+                self._slab,
+                self._nowhere,
+                MOST_USES,
+                FAILED,
+                self._clock(),
+                missing,
+                told.vectors,
+                told.status,
+                told.embedding_id,
+                told.event_time,
+            )
+            self.counts.hits += count - misses
             self.counts.misses += misses
-            failed = np.flatnonzero(status == FAILED).tolist() if self._why else ()
-            return Embeddings(
-                # What is beyond the slab has its last row; numpy fills `room` at once only where it may clip.
-                vectors=self._slab.take(slots, axis=0, out=room, mode="clip"),
-                status=status,
-                embedding_id=entries[:, EMBEDDING_ID],
-                event_time=entries[:, EVENT_TIME],
-                failures={i: self._why[int(slots[i])] for i in failed},
-            ), missing
+            if failed:
+                for i in np.flatnonzero(told.status == FAILED).tolist():
+                    told.failures[i] = self._why[int(slots[i])]
+        return told, missing
+
+    def _slots(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        if not isinstance(keys, PackedKeys):
+            return np.fromiter(map(self._index.__getitem__, keys), np.int64, len(keys))
+        slots, lost = self._table.find(keys, self._nowhere)
+        if lost:
+            for i in np.flatnonzero(slots == self._nowhere).tolist():
+                slots[i] = self._index[keys[i]]
+        return slots
 
     def now(self) -> float:
         """The time at which a read begins: `fill` and `fill_missing` want it."""
@@ -278,6 +301,7 @@ class HotCache:
         self._names[slot] = names
         for name in names:
             self._index[name] = slot
+        self._table.name(slot, names[-1])  # as it was asked for last, if in other spellings than the canonical one
 
     def _forget(self, slot: int) -> tuple[str, ...]:
         """Empties a slot; the names that led to it."""
@@ -286,6 +310,7 @@ class HotCache:
             del self._index[name]
         self._characters -= sum(map(len, names))
         self._names[slot] = ()
+        self._table.forget(slot)
         self._expires[slot] = -np.inf
         self._uses[slot] = 0  # an empty slot is the next to be used
         self._times[slot] = 0

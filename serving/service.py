@@ -11,7 +11,7 @@ from encoders.traces import NO_TRACES, Traces
 from feature_repo.directory import UnknownView
 from serving.archive import Archive
 from serving.callers import Anybody, Caller, Callers
-from serving.drafts import Draft
+from serving.drafts import Drafts
 from serving.embark_pb2 import (
     FLOAT32,
     AnnounceReply,
@@ -23,6 +23,7 @@ from serving.embark_pb2 import (
 from serving.limits import MAX_KEYS, MAX_STREAM_KEYS, MAX_VIEWS, STREAMED_AT_ONCE
 from serving.load import Gate, budget
 from serving.metrics import Metrics
+from serving.packed_keys import Question
 from serving.packing import many_bytes, reply_bytes
 from serving.refusals import BadArgument, Refused, TooLate, TooManyKeys
 from serving.services import Services, UnknownService
@@ -65,11 +66,12 @@ class EmbArkService:
         self._gate = gate or Gate()
         self._services = services or Services()
         self._metrics = metrics
+        self._drafts = Drafts()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """The methods by name, as a server registers them; replies are serialized already (`serving.packing`)."""
         return {
-            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, LookupRequest.FromString),
+            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup),
             "LookupMany": grpc.unary_unary_rpc_method_handler(self.LookupMany, LookupManyRequest.FromString),
             "LookupStream": grpc.unary_stream_rpc_method_handler(self.LookupStream, LookupRequest.FromString),
             "Announce": grpc.unary_unary_rpc_method_handler(
@@ -77,14 +79,15 @@ class EmbArkService:
             ),
         }
 
-    async def Lookup(self, request: LookupRequest, context: grpc.aio.ServicerContext) -> bytes:
-        """See `embark.proto`; answers a serialized `LookupReply`."""
+    async def Lookup(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """See `embark.proto`; answers a serialized `LookupReply` to a serialized `LookupRequest`."""
 
         async def answer(caller: Caller) -> bytes:
-            view, keys, precision = request.view, request.keys, request.precision
+            asked = Question.of(request)
+            view, keys, precision = asked.view, asked.keys, asked.precision
             count = len(keys)
             caller.check(view, count, self._max_keys)
-            caller.spend(count, request.ByteSize() + self._vector_bytes(view, count, precision))
+            caller.spend(count, asked.size + self._vector_bytes(view, count, precision))
             return await self._reply(view, keys, precision, context)
 
         return self._sending(await self._guarded("Lookup", context, answer), context)
@@ -116,7 +119,7 @@ class EmbArkService:
             if len(request.keys) > MAX_STREAM_KEYS:
                 raise TooManyKeys(f"{len(request.keys)} keys, {MAX_STREAM_KEYS} are allowed in a stream")
             for first in range(0, len(request.keys), STREAMED_AT_ONCE):
-                keys = request.keys[first : first + STREAMED_AT_ONCE]
+                keys = list(request.keys[first : first + STREAMED_AT_ONCE])
                 caller.check(request.view, 0, self._max_keys)
                 vectors = self._vector_bytes(request.view, len(keys), request.precision)
                 caller.spend(len(keys), request.ByteSize() * len(keys) // len(request.keys) + vectors)
@@ -171,7 +174,7 @@ class EmbArkService:
             join_key = self._archive.spec(view).join_key
             if join_key not in columns:
                 raise BadArgument(f"{view} is read by {join_key}: there is no such column")
-            asked.append((view, columns[join_key]))
+            asked.append((view, list(columns[join_key])))  # protobuf's own list is read slowly
         return asked
 
     def _vector_bytes(self, view: str, keys: int, precision: Precision) -> int:
@@ -186,10 +189,10 @@ class EmbArkService:
         context: grpc.aio.ServicerContext,
         first: int = 0,
     ) -> bytes:
-        spec, keys = self._archive.spec(view), list(keys)  # protobuf's own list is read slowly
+        spec = self._archive.spec(view)
         seconds = budget(context.time_remaining())
-        draft = Draft(len(keys), spec.dim, spec.pinned, first) if keys and precision == FLOAT32 else None
-        answer = await self._archive.answer(view, keys, seconds, draft.vectors if draft is not None else None)
+        draft = self._drafts.of(len(keys), spec.dim, spec.pinned, first) if keys and precision == FLOAT32 else None
+        answer = await self._archive.answer(view, keys, seconds, draft.room if draft is not None else None)
         if self._metrics is not None:
             self._metrics.answered(view, answer.status)
         if draft is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import promql_parser
 import pytest
 import yaml
@@ -28,7 +29,10 @@ SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), 
 def told() -> tuple[set[str], set[str]]:
     """Names of series and of labels that the code has."""
     registry = CollectorRegistry()
-    Metrics(registry), WorkerMetrics(registry), RetinaMetrics(registry)
+    WorkerMetrics(registry), RetinaMetrics(registry)
+    metrics = Metrics(registry)
+    metrics.called("Lookup", "OK", 0.001)
+    metrics.answered("text_lstm__v1", np.ones(1, dtype=np.uint8))
     parts = MagicMock()
     parts.all = {"text_lstm__v1": MagicMock(evicted=0, counts=MagicMock(hits=0, misses=0, filled=0, refused=0))}
     parts.all["text_lstm__v1"].__len__.return_value = 0
@@ -37,7 +41,8 @@ def told() -> tuple[set[str], set[str]]:
     families = list(registry.collect())
     names = {f"{each.name}{suffix}" for each in families for suffix in SUFFIXES[each.type]}
     labels = {label for each in registry._collector_to_names for label in getattr(each, "_labelnames", ())}
-    return names, labels | {"view"}
+    samples = [sample for each in families for sample in each.samples]
+    return names, labels | {label for sample in samples for label in sample.labels}
 
 
 def rules() -> Iterator[dict[str, object]]:

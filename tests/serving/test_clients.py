@@ -175,9 +175,9 @@ def test_replies_are_what_protobuf_would_write(count: int, precision: Precision)
 def test_a_reply_that_is_written_where_it_is_sent_from_is_the_same(count: int) -> None:
     answer = answer_of(np.arange(count * 3, dtype=np.float32).reshape(count, 3))
     draft = Draft(count, 3, "seeded:0", first=9)
-    assert draft.vectors.ctypes.data % 4 == 0  # numpy copies where it is not
-    draft.vectors[:] = answer.vectors
-    sent = draft.finished(replace(answer, vectors=draft.vectors))
+    assert draft.room.vectors.ctypes.data % 4 == 0  # numpy copies where it is not
+    draft.room.vectors[:] = answer.vectors
+    sent = draft.finished(replace(answer, vectors=draft.room.vectors))
     elsewhere = Draft(count, 3, "seeded:0", first=9).finished(answer)
     expected = LookupReply.FromString(reply_bytes(answer, "seeded:0", FLOAT32, first=9))
     assert LookupReply.FromString(sent) == LookupReply.FromString(elsewhere) == expected
