@@ -1,11 +1,11 @@
 """Topics and messages, and nothing about them anywhere else."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import TopicAlreadyExistsError
 
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 Priority = Literal["live", "bulk"]
 Kind = Literal["embedded", "failed", "invalidated"]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # of microseconds, of attempts, an embedding's
 
 MAX_MESSAGE_BYTES = 8 * MAX_KEY_BYTES  # a key of 8 KiB, each byte escaped in JSON at worst six-fold, and the rest
 PARTITIONS = 6  # at most so many workers share the work; raising it later moves keys between partitions
@@ -23,6 +24,9 @@ DEAD_LETTER_DAYS = 30  # to look at them, and to send them again by hand
 MAX_DEAD_LETTER_BYTES = 4 * 1024 * 1024  # > Kafka's limit of 1 MiB for a request, and the headers
 ANNOUNCED_SECONDS = 3600  # > the longest that a reader is away from Kafka and keeps what it has cached
 ANNOUNCED_TOGETHER = 64  # in one message: 3 MiB of the longest keys with every byte escaped, 10 KiB of usual ones
+
+
+M = TypeVar("M")
 
 
 class MalformedMessage(ValueError):
@@ -113,10 +117,10 @@ class EmbedRequest:
 
     view: str
     key: str
-    requested_at: int
-    attempt: int = 0
+    requested_at: Number
+    attempt: Number = 0
     priority: Priority = "live"
-    not_before: int = 0
+    not_before: Number = 0
     refresh: bool = False
 
     def again(self, *, not_before: int) -> Self:
@@ -130,21 +134,10 @@ class EmbedRequest:
 
     def encode(self) -> bytes:
         """The message: JSON in UTF-8."""
-        return json.dumps(
-            {
-                "view": self.view,
-                "key": self.key,
-                "requested_at": self.requested_at,
-                "attempt": self.attempt,
-                "priority": self.priority,
-                "not_before": self.not_before,
-                "refresh": self.refresh,
-            },
-            ensure_ascii=False,
-        ).encode()
+        return msgspec.json.encode(self)
 
-    @classmethod
-    def decode(cls, message: bytes | None) -> Self:
+    @staticmethod
+    def decode(message: bytes | None) -> "EmbedRequest":
         """The request in a message.
 
         Raises:
@@ -152,16 +145,10 @@ class EmbedRequest:
         """
         if message is not None and len(message) > MAX_MESSAGE_BYTES:
             raise MalformedMessage(f"the message has {len(message)} bytes, {MAX_MESSAGE_BYTES} are allowed")
-        fields = _fields(message)
-        return cls(
-            view=_field(fields, "view", str),
-            key=_field(fields, "key", str),
-            requested_at=_field(fields, "requested_at", int),
-            attempt=_field(fields, "attempt", int, 0),
-            priority="bulk" if _field(fields, "priority", str, "live") == "bulk" else "live",
-            not_before=_field(fields, "not_before", int, 0),
-            refresh=_field(fields, "refresh", bool, False),
-        )
+        return _decoded(_REQUESTS, message)
+
+
+_REQUESTS = msgspec.json.Decoder(EmbedRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +172,37 @@ class Announcement:
     embedding_id: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Together:
+    """Announcements of one kind and view, as a message has them: a column a field."""
+
+    kind: Kind
+    view: str
+    keys: list[str]
+    event_times: list[Number]
+    embedding_ids: list[Number]
+
+
+_TOGETHER = msgspec.json.Decoder(_Together)
+
+
 def encode_announcements(announcements: Iterable[Announcement]) -> Iterator[bytes]:
-    """The messages that tell them: those of one kind and view together, JSON in UTF-8, a column a field."""
-    groups: dict[tuple[str, str], list[Announcement]] = {}
+    """The messages that tell them: those of one kind and view together, JSON in UTF-8."""
+    groups: dict[tuple[Kind, str], list[Announcement]] = {}
     for each in announcements:
         groups.setdefault((each.kind, each.view), []).append(each)
     for (kind, view), group in groups.items():
         for start in range(0, len(group), ANNOUNCED_TOGETHER):
             some = group[start : start + ANNOUNCED_TOGETHER]
-            columns = {
-                "keys": [each.key for each in some],
-                "event_times": [each.event_time for each in some],
-                "embedding_ids": [each.embedding_id for each in some],
-            }
-            yield json.dumps({"kind": kind, "view": view} | columns, ensure_ascii=False, separators=(",", ":")).encode()
+            yield msgspec.json.encode(
+                _Together(
+                    kind=kind,
+                    view=view,
+                    keys=[each.key for each in some],
+                    event_times=[each.event_time for each in some],
+                    embedding_ids=[each.embedding_id for each in some],
+                )
+            )
 
 
 def decode_announcements(message: bytes | None) -> list[Announcement]:
@@ -207,45 +211,24 @@ def decode_announcements(message: bytes | None) -> list[Announcement]:
     Raises:
         MalformedMessage: it is none, or a field is missing or of another type.
     """
-    fields = _fields(message)
-    kind, view = _field(fields, "kind", str), _field(fields, "view", str)
-    if kind not in get_args(Kind):
-        raise MalformedMessage(f"announcements are {', '.join(get_args(Kind))}, not {kind[:40]!r}")
-    keys, times, ids = (
-        [_field({name: item}, name, of) for item in _field(fields, name, list)]
-        for name, of in (("keys", str), ("event_times", int), ("embedding_ids", int))
-    )
-    if not len(keys) == len(times) == len(ids):
-        raise MalformedMessage(f"{len(keys)} keys, {len(times)} event times and {len(ids)} embedding ids")
-    return [Announcement(kind, view, *each) for each in zip(keys, times, ids, strict=True)]
+    told = _decoded(_TOGETHER, message)
+    if not len(told.keys) == len(told.event_times) == len(told.embedding_ids):
+        raise MalformedMessage(
+            f"{len(told.keys)} keys, {len(told.event_times)} event times and {len(told.embedding_ids)} embedding ids"
+        )
+    columns = zip(told.keys, told.event_times, told.embedding_ids, strict=True)
+    return [Announcement(told.kind, told.view, *each) for each in columns]
 
 
-def _fields(message: bytes | None) -> dict[str, Any]:
+def _decoded(decoder: msgspec.json.Decoder[M], message: bytes | None) -> M:
     if message is None:
         raise MalformedMessage("the message has no value")
     try:
-        fields = json.loads(message)
+        return decoder.decode(message)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"no JSON in UTF-8: {error}") from None
-    if not isinstance(fields, dict):
-        raise MalformedMessage(f"a JSON object is expected, not {type(fields).__name__}")
-    return fields
-
-
-def _field(fields: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    value: Any = fields.get(name, default)
-    if value is None:
-        raise MalformedMessage(f"field {name!r} is missing")
-    if type(value) is not kind:  # bool is an int, and no number of microseconds
-        raise MalformedMessage(f"field {name!r} is {type(value).__name__}, {kind.__name__} is expected")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise MalformedMessage(f"field {name!r} holds a lone surrogate: it is no valid Unicode text") from None
-    if isinstance(value, int) and not 0 <= value < 2**63:
-        raise MalformedMessage(f"field {name!r} is {value}: a 63-bit number of microseconds or attempts is expected")
-    return value
 
 
 def ensure_topics(admin: Any, topics: Topics, *, partitions: int = PARTITIONS, replication: int = 1) -> Sequence[str]:

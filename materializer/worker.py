@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from encoders.traces import NO_TRACES, Traces
@@ -214,7 +214,7 @@ class Worker:
                 key, version = one.request.key, versions.get(one.request.key)
                 request = needed(one.request, one.record.timestamp * 1000, version)
                 if request is not None and (request.refresh or key not in marked):
-                    wanted.append(replace(one, request=request))
+                    wanted.append(one if request is one.request else one._replace(request=request))
                 elif request is not None:
                     batch.known.append(Announcement("failed", spec.view, key, request.requested_at, 0))
                 elif version is not None and version.embedding_id is not None:

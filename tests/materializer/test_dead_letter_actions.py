@@ -129,7 +129,7 @@ def test_what_is_no_request_is_refused_and_says_why() -> None:
     retries, refused = plan_retry([bad, cut, letter(2)], TOPICS)
     assert [each.letters[0].offset for each in retries] == [2]
     assert [(each.letter.offset, each.why) for each in refused] == [
-        (0, "it holds no request: field 'view' is missing"),
+        (0, "it holds no request: Object missing required field `view`"),
         (1, "only 12 of the 10000000 bytes of its message were kept"),
     ]
 
