@@ -104,4 +104,8 @@ def _read(request: bytes) -> Question | None:
     precision = PRECISIONS.get(request[end:])
     if count < 0 or precision is None:
         return None
-    return Question(request[2:at].decode(), PackedKeys(request, words, places, count), precision, size)
+    try:
+        view = request[2:at].decode()
+    except UnicodeDecodeError:
+        return None
+    return Question(view, PackedKeys(request, words, places, count), precision, size)

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,28 @@ def test_a_key_that_is_no_text_is_refused_when_it_is_looked_at() -> None:
         keys[60]
     with pytest.raises(IndexError):
         keys[61]
+
+
+def test_a_view_that_is_no_text_is_refused() -> None:
+    request = LookupRequest(view="a view", keys=MANY).SerializeToString().replace(b"a view", b"a vi\xffw")
+    with pytest.raises(BadArgument, match="no LookupRequest"):
+        Question.of(request)
+
+
+@given(st.data())
+def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
+    request = bytearray(LookupRequest(view="v", keys=MANY).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        request[data.draw(st.integers(0, len(request) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = Question.of(bytes(request))
+        keys = list(found.keys)
+    except BadArgument:
+        with pytest.raises(DecodeError):
+            LookupRequest.FromString(bytes(request))
+        return
+    expected = LookupRequest.FromString(bytes(request))
+    assert (found.view, keys, found.precision) == (expected.view, list(expected.keys), expected.precision)
 
 
 def test_more_keys_than_any_call_may_have_are_counted_all_the_same() -> None:
