@@ -11,9 +11,8 @@ This uses what cassandra-driver keeps to itself (its pools, a connection's reque
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cassandra import OperationTimedOut
 from cassandra.cluster import Session
@@ -22,13 +21,15 @@ from cassandra.policies import NoSpeculativeExecutionPolicy
 from cassandra.pool import NoConnectionsAvailable
 from cassandra.protocol import ExecuteMessage, ResultMessage
 
-from feature_repo.online.statements import RawBound
+from feature_repo.online.statements import RawBound, RawProtocolHandler
 
 Numbered = tuple[int, RawBound]
 
+VOID = (1).to_bytes(4, "big")  # of a result: it has no rows
+CARRIED_OUT = RawProtocolHandler.decode_message(4, {}, 0, 0, ResultMessage.opcode, VOID, None, None)
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+
+class _Sent(NamedTuple):
     """A statement whose answer is awaited.
 
     Attributes:
@@ -149,7 +150,7 @@ class DirectWrites:
                 continue
             self._sent[position] = _Sent(statement, now, pool, connection, request)
             respond = partial(self._respond, position)
-            connection._requests[request] = (respond, self._session.client_protocol_handler.decode_message, None)
+            connection._requests[request] = (respond, self._decoded, None)
         if messages:
             connection.push(b"".join(messages))
         return statements[count:]
@@ -163,6 +164,11 @@ class DirectWrites:
             allow_beta_protocol_version=connection.allow_beta_protocol_version,
         )
         return encoded
+
+    def _decoded(self, version: int, types: Any, stream: int, flags: int, opcode: int, body: bytes, *more: Any) -> Any:
+        if opcode == ResultMessage.opcode and body == VOID and not flags:
+            return CARRIED_OUT
+        return self._session.client_protocol_handler.decode_message(version, types, stream, flags, opcode, body, *more)
 
     def _message(self, statement: RawBound) -> ExecuteMessage:
         prepared, profile = statement.prepared_statement, self._profile

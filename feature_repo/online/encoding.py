@@ -3,9 +3,8 @@
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from crc32c import crc32c
@@ -21,8 +20,7 @@ from feature_repo.online.views import MAX_KEY_BYTES
 SUMMED_AT_ONCE = 4096  # bytes; from 5 KiB on zlib lets other threads run, and waits for its turn
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedRow:
+class CheckedRow(NamedTuple):
     """A row that the table can hold: its key and times as Cassandra's bytes, its values as bytes or still to encode."""
 
     partition: bytes
