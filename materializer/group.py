@@ -126,7 +126,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         most_later: int | None = None,
         seconds: float = IDLE_SECONDS,
     ) -> Taken:
-        """Up to `most` records, or those that came within `max_age` seconds of the first; none where none came.
+        """Up to `most` records, or those that came within `max_age` seconds of the first, half of that where half came;
+        none where none came.
 
         Fewer where they are so long that memory would not hold many batches of them.
         Where no record of the topics that go first is waiting: up to `most_later` of any.
@@ -145,14 +146,16 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         return Taken(tuple(records), dict(self._terms))
 
     def _fill(self, most: int, max_age: float, seconds: float, stop: threading.Event) -> list[Record]:
-        """What comes within `seconds`, and within `max_age` seconds of the first."""
+        """What comes within `seconds`, and within `max_age` seconds of the first, less the fuller the batch is."""
         batch: dict[TopicPartition, list[Record]] = {}
-        deadline = self._clock.monotonic() + seconds
+        deadline, first = self._clock.monotonic() + seconds, None
         while not stop.is_set():
             count = sum(map(len, batch.values()))
             size = sum(len(record.value or b"") for records in batch.values() for record in records)
+            if first is not None:
+                deadline = first + max_age * (1 - count / most)  # the fuller it is, the less there is to wait for
             left = deadline - self._clock.monotonic()
-            if count >= most or size >= MAX_BYTES or left <= 0:
+            if count >= most or size >= MAX_BYTES or left < 0.001:  # Kafka is asked for whole milliseconds
                 break
             self._wake_due()
             try:
@@ -163,8 +166,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             for partition in self._forget_lost():  # before what was polled after they went
                 batch.pop(partition, None)
-            if polled and not count:
-                deadline = self._clock.monotonic() + max_age
+            if polled and first is None:
+                first = self._clock.monotonic()
             for partition, records in polled.items():
                 batch.setdefault(partition, []).extend(records)
         return [record for records in batch.values() for record in records]

@@ -29,7 +29,7 @@ from materializer.stages import Stage, Stages
 logger = logging.getLogger(__name__)
 
 WIDTHS = {"find": 2, "embed": 2, "append": 2, "write": 2}  # batches at a time: while one ends, the next has begun
-WORKING_SECONDS = 0.05  # for which records are waited for while batches are in the stages: then they are committed
+WORKING_SECONDS = 0.02  # for which records are waited for while batches are in the stages: then they are committed
 ROOM_SECONDS = 0.25  # for which a batch waits for room before this worker shows the group that it lives
 
 
@@ -39,7 +39,7 @@ class Limits:
 
     Attributes:
         max_batch: records of a batch, at most as many as Retina takes at once.
-        max_age: seconds in which it fills.
+        max_age: seconds in which it fills, less the fuller it is.
         live_seconds: of Retina's time, for a batch: what fills while it is embedded goes with the next.
         bulk_seconds: the same of the bulk topic: so long may a look-up's miss wait for one.
         max_attempts: how often a key is tried.

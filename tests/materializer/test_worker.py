@@ -21,7 +21,7 @@ from materializer.archive import ArchiveUnavailable, EmbeddedBatch, MemoryArchiv
 from materializer.dead_letter import DeadLetter
 from materializer.deletions import AFTER, Deletions
 from materializer.failures import MAX_ATTEMPTS, retry_delay
-from materializer.group import MAX_BYTES
+from materializer.group import MAX_BYTES, GroupMember
 from materializer.messages import Announcement, EmbedRequest, Topics, decode_announcements
 from materializer.metrics import WorkerMetrics
 from materializer.worker import Limits, Worker
@@ -181,6 +181,16 @@ def test_a_flood_of_long_messages_is_taken_in_short_batches(kitchen: Kitchen) ->
     assert [sum(offsets.values()) for offsets in kitchen.consumer.commits] == [3, 6]
     assert len(kitchen.dead) == 6
     assert kitchen.lag == 0
+
+
+@pytest.mark.parametrize(("keys", "seconds"), [("a", 0.15), ("ab", 0.1), ("abc", 0.05), ("abcd", 0.0)])
+def test_a_batch_waits_for_others_less_the_fuller_it_is(kitchen: Kitchen, keys: str, seconds: float) -> None:
+    group = GroupMember(kitchen.consumer, kitchen.clock)
+    group.join(TOPICS.live)
+    kitchen.ask(*keys)
+    began = kitchen.clock.monotonic()
+    assert len(group.take(4, 0.2, threading.Event())) == len(keys)
+    assert kitchen.clock.monotonic() - began == pytest.approx(seconds, abs=0.002)
 
 
 @pytest.mark.parametrize("value", [b"\xff", b"{}", None, b'{"view": 1}'])
