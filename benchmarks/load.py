@@ -24,7 +24,13 @@ import grpc
 import numpy as np
 
 from feature_repo.embeddings import Status
+from serving.answers import translated
+from serving.channels import open_channel
 from serving.client import AsyncEmbArkClient, ClientError, EmbArkOverloaded, EmbArkUnavailable
+from serving.embark_pb2 import LookupReply, LookupRequest
+
+PREPARED = 64  # requests of other keys each
+LOOKED_AT = 50
 
 
 class Load:
@@ -32,13 +38,17 @@ class Load:
 
     Args:
         asked: address, view, keys, count (of a call), seconds; calls or rate; precision; misses (share of keys that are
-            new each time); until (a file: an open loop ends when it is there).
+            new each time); until (a file: an open loop ends when it is there); prepared (requests are made before, and
+            one answer in LOOKED_AT is read: on the same cores, clients then can ask for more than is answered).
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self._asked = asked
         self._draw = np.random.default_rng(asked.get("seed", 0))
         self._fresh = 0
+        self._prepared: list[bytes] = []
+        self._send: Any = None
+        self._answers = 0
         self.seconds: list[float] = []
         self.ends: list[float] = []  # since the start of the load
         self.start = 0.0
@@ -65,12 +75,7 @@ class Load:
         began = time.perf_counter()
         answered = False
         try:
-            answer = await client.lookup(
-                self._asked["view"],
-                self.keys(),
-                self._asked.get("timeout", 10.0),
-                precision=self._asked.get("precision", "float32"),
-            )
+            unavailable = await self._look_up(client)
         except EmbArkOverloaded as error:
             self.codes[code_of(error)] += 1
             self.refused += 1
@@ -94,13 +99,35 @@ class Load:
                 self.lost.append(time.perf_counter() - self.start)
             self.held.append(time.perf_counter() - began)
         self.ends.append(time.perf_counter() - self.start)
-        if (answer.status == Status.UNAVAILABLE).any():
+        if unavailable:
             self.unavailable += 1
             self.troubled.append(time.perf_counter() - self.start)
         self.seconds.append(time.perf_counter() - due)
 
+    async def _look_up(self, client: AsyncEmbArkClient) -> bool:
+        """Whether a key was UNAVAILABLE."""
+        timeout: float = self._asked.get("timeout", 10.0)
+        if not self._prepared:
+            precision = self._asked.get("precision", "float32")
+            answer = await client.lookup(self._asked["view"], self.keys(), timeout, precision=precision)
+            return bool((answer.status == Status.UNAVAILABLE).any())
+        try:
+            reply = await self._send(self._prepared[self._draw.integers(len(self._prepared))], timeout=timeout)
+        except grpc.RpcError as error:
+            raise translated(error, self._asked["address"], timeout) from error
+        self._answers += 1
+        return self._answers % LOOKED_AT == 0 and Status.UNAVAILABLE in LookupReply.FromString(reply).status
+
+    def _prepare(self, channel: grpc.aio.Channel) -> None:
+        self._send = channel.unary_unary("/embark.v1.EmbArk/Lookup")
+        requests = (LookupRequest(view=self._asked["view"], keys=self.keys()) for _ in range(PREPARED))
+        self._prepared = [request.SerializeToString() for request in requests]
+
     async def run(self) -> dict[str, Any]:
-        async with AsyncEmbArkClient(self._asked["address"]) as client:
+        address = self._asked["address"]
+        async with AsyncEmbArkClient(address) as client, open_channel(address, None, asynchronous=True) as channel:
+            if self._asked.get("prepared"):
+                self._prepare(channel)
             await self.call(client, time.perf_counter())
             self.seconds.clear()
             self.ends.clear()
