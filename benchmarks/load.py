@@ -22,7 +22,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+import uvloop
 
+from encoders.memory import keep_freed_memory
 from feature_repo.embeddings import Status
 from serving.answers import translated
 from serving.channels import open_channel
@@ -201,7 +203,14 @@ def finished(processes: "Sequence[subprocess.Popen[str]]") -> list[dict[str, Any
     return [json.loads(process.communicate()[0]) for process in processes]
 
 
+def main() -> None:
+    asked = json.loads(sys.stdin.read() if sys.argv[1:] == ["-"] else sys.argv[1])
+    run = asyncio.run
+    if asked.get("prepared"):
+        keep_freed_memory()
+        run = uvloop.run
+    json.dump(run(Load(asked).run()), sys.stdout)
+
+
 if __name__ == "__main__":
-    json.dump(
-        asyncio.run(Load(json.loads(sys.stdin.read() if sys.argv[1:] == ["-"] else sys.argv[1])).run()), sys.stdout
-    )
+    main()
