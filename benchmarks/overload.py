@@ -37,8 +37,8 @@ OFFERED = 1.5  # of 2: clients on the same cores do not get all calls out
 def asked(system: System, seconds: float, **how: Any) -> list[Any]:
     """Client processes that ask."""
     base = {"address": system.addresses[0], "view": SPEC.view, "keys": KEYS, "count": COUNT, "timeout": DEADLINE}
-    how = {"prepared": True, "seconds": seconds} | how
-    return [begun({**base, "seed": seed, **how}) for seed in range(CLIENTS)]
+    base["prepared"] = True
+    return [begun({**base, "seconds": seconds, "seed": seed, **how}) for seed in range(CLIENTS)]
 
 
 def summary(what: str, told: list[dict[str, Any]], after: float = 0.0) -> dict[str, Any]:
