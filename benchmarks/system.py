@@ -1,5 +1,6 @@
 """Real servers with archived rows behind one or several `embark serve`, for benchmarks that overload or break them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SPEC = EncoderSpec(name="text_lstm", version="v1", modality="text", dim=512, net
 ROWS = 2000
 TRIES = 10
 KEYS = tuple(f"title {i}" for i in range(ROWS))
+# That this process may use, where the system can tell.
+CORES = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,19 @@ class System:
             yield consumer, [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
         finally:
             consumer.close()
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Processes that are begun in it run on these of CORES; on any, where none is named."""
+    if not cores:
+        yield
+        return
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
 
 
 def written(store: FeatureStore, rows: pd.DataFrame) -> None:
