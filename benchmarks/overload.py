@@ -8,7 +8,8 @@ two cores or more): else clients that ask for more take from what EmbArk can do,
 ask or to read. A client that makes each request and reads each answer takes more than EmbArk, and cannot ask for twice
 what it answers: these send requests made before, and read one answer in 50. 1. A closed loop finds the most that is
 answered (the peak). 2. An open loop asks for half of it: the state before. 3. An open loop asks for twice the peak, for
-60 s (--fast: 5 s). 4. At once afterwards, half of the peak again.
+60 s (--fast: 5 s). 4. At once afterwards, half of the peak again. 5. The peak once more: hosts are faster at one time
+than at another, so goodput is compared with the mean of the two, and what was offered with the larger.
 
 Claims: while overloaded, goodput (calls answered within their deadline) is at least 0.8 of the peak; of the calls that
 were not refused, 99 % end within their deadline; the server's memory is flat (at its end no more than 64 MB above what
@@ -85,7 +86,7 @@ def main() -> None:
 
         row("warm", short, calls=4)  # keys become hot, and memory is what calls take
         # 1. the peak
-        peak = row("closed loop of 16 calls", short, calls=8)["answered_s"]
+        peaks = [peak := row("closed loop of 16 calls", short, calls=8)["answered_s"]]
         # 2. before
         row("open loop, half of the peak", short, rate=peak / 2 / CLIENTS)
         # 3. overload
@@ -102,11 +103,13 @@ def main() -> None:
         told = finished(asked(system, settled, rate=peak / 2 / CLIENTS))
         after = summary(f"half of the peak, from {RECOVERY:g} s after", told, after=RECOVERY)
         rows.append(after | {"mb": round(megabytes())})
+        # 5. the peak now
+        peaks.append(row("closed loop of 16 calls, again", short, calls=8)["answered_s"])
     grown = max(memory[-4:]) - float(np.median(memory[len(memory) // 4 :][:4]))
     answered = sum(len(each["ends"]) for each in told_overload)
     accepted = answered + overload["late"] + overload["failed"]
-    in_time, goodput = answered / accepted, overload["answered_s"] / peak
-    offered = overload["offered_s"] / peak
+    in_time, goodput = answered / accepted, overload["answered_s"] / float(np.mean(peaks))
+    offered = overload["offered_s"] / max(peaks)
     claims = {
         f"goodput {goodput:.2f} of the peak (0.8)": goodput >= GOODPUT,
         f"{in_time:.3%} of accepted calls within {DEADLINE * 1000:g} ms (99 %)": in_time >= IN_TIME,

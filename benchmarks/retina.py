@@ -51,7 +51,7 @@ VIEWS = {  # view → inputs of a round; on a GPU 32 times as many
     "mobilenet_v3_small__v1": 256,
     "resnet50__v1": 64,
     "inception_v3__v1": 64,
-    "text_lstm__v1": 1536,
+    "text_lstm__v1": 4096,
     "nothing__v1": 256,
 }
 A, B, C, D, D_MANY = "a: network", "b: decode", "c: Retina", "d: naive", "d, as many"
@@ -66,6 +66,7 @@ class Size:
     Attributes:
         views: view → inputs of a round.
         naive: how many times fewer the naive service is asked for: it is slow.
+        keys_a_call, texts_a_call: of Retina; KFC's calls have as many as a batch, up to 512.
         sites, callers: web servers and calling processes.
     """
 
@@ -73,6 +74,7 @@ class Size:
     views: dict[str, int]
     naive: int
     keys_a_call: int
+    texts_a_call: int
     sites: int
     callers: int
 
@@ -81,8 +83,10 @@ class Size:
         views = {"mobilenet_v3_small__v1": 64, "text_lstm__v1": 512, "nothing__v1": 64} if fast else VIEWS
         if gpu:
             counts = {view: 32 * max(count, 96) for view, count in views.items()}
-            return cls(rounds=1 if fast else 3, views=counts, naive=16, keys_a_call=64, sites=3, callers=3)
-        return cls(rounds=1 if fast else 3, views=views, naive=4, keys_a_call=16, sites=1, callers=1)
+            return cls(
+                rounds=1 if fast else 3, views=counts, naive=16, keys_a_call=64, texts_a_call=64, sites=3, callers=3
+            )
+        return cls(rounds=1 if fast else 3, views=views, naive=4, keys_a_call=16, texts_a_call=64, sites=1, callers=1)
 
 
 class RetinaProcesses:
@@ -141,6 +145,7 @@ class Bench:
 
     def ways(self, view: str, count: int, mark: str) -> dict[str, Callable[[], int]]:
         keys = self.keys(view, count, mark)
+        a_call = self.size.texts_a_call if view.startswith("text") else self.size.keys_a_call
         few = keys[: max(16, count // self.size.naive)]
         share = max(1, count // len(self.retina))
 
@@ -149,7 +154,7 @@ class Bench:
 
         ways: dict[str, Callable[[], int]] = {
             B: lambda: sum(self.retina.all_do("decode", view=view, count=share)),
-            C: call("retina", keys, self.size.keys_a_call),
+            C: call("retina", keys, a_call),
         }
         if view != "nothing__v1":
             ways[A] = lambda: int(self.retina.do("network", view=view, count=count))

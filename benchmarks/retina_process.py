@@ -24,6 +24,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
+from encoders.batching import TEXTS_AT_ONCE
 from encoders.compute import Plan, choose_device
 from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
@@ -130,7 +131,7 @@ class Bare:
 
     def network(self, view: str, count: int, lanes: int = PLAN.lanes) -> int:
         """Passes of full batches on tensors that are ready, `lanes` of them at a time on a CPU; texts sorted by length,
-        as many at a time as Retina sorts, so that little is padding."""
+        as many at a time as Retina waits for, so that little is padding."""
         size = PLAN.batch(SPECS[view].modality)
         passes = max(1, count // size)
         if DEVICE.type == "cpu":
@@ -147,10 +148,11 @@ class Bare:
         return passes * size
 
     def decode(self, view: str, count: int) -> int:
-        """Decoding, resizing and normalising, or tokenizing."""
-        contents = self._contents[SPECS[view].modality]
-        each = (contents[n % len(contents)] for n in range(count))
-        list(self._threads[PLAN.decoding].map(encoder_of(view).prepare, each))
+        """Decoding, resizing and normalising, or tokenizing; as many as Retina has decoded in one go."""
+        encoder, contents = encoder_of(view), self._contents[SPECS[view].modality]
+        size = TEXTS_AT_ONCE if SPECS[view].modality == "text" else 1
+        parts = ([contents[n % len(contents)] for n in range(at, at + size)] for at in range(0, count, size))
+        list(self._threads[PLAN.decoding].map(lambda part: list(map(encoder.prepare, part)), parts))
         return count
 
     @cache  # noqa: B019 - one object, as long as the process

@@ -90,7 +90,7 @@ class Plan:
                 lanes=lanes,
                 threads=max(1, cores // lanes),
                 images=16,
-                texts=32,
+                texts=64,
                 decoding=decoding,
                 age=0.005,
                 shared=cores,
