@@ -260,7 +260,7 @@ def compared(found: Found, bench: Bench) -> list[dict[str, Any]]:
             "fastest": round(float(c.max()), 1),
             D: _rounded(d),
             A_ONE: _rounded(np.array(found.speeds.get((view, A_ONE), [np.nan]))),
-            "c / limit": _rounded(c / limit, 2),
+            "c / limit": _rounded(c / limit, 3),
             "c / d": _rounded(np.median(c) / d, 2),
         }
         if gpu:
