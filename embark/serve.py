@@ -26,7 +26,7 @@ from serving.archive import EmbeddingArchive
 from serving.callers import Anybody, Callers, TokenFile
 from serving.collector import keep_what_started
 from serving.freshness import Freshness
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.load import Gate
 from serving.metrics import Metrics, PartsCollector
 from serving.oov import OovRefresh

@@ -129,11 +129,13 @@ class Fetcher:
             return await self._read_from(source, url)
         left = self._seconds
         loop = asyncio.get_running_loop()
-        first, trusted = checked(url), True
-        for _ in range(1 + MAX_REDIRECTS):
-            target = checked(url)
-            # Who was once led to another host is no more shown what the first may see: the other chose the path.
-            trusted = trusted and target.origin == first.origin
+        first = target = checked(url)
+        trusted = True
+        for redirects in range(1 + MAX_REDIRECTS):
+            if redirects:
+                target = checked(url)
+                # Who was once led to another host is no more shown what the first may see: the other chose the path.
+                trusted = trusted and target.origin == first.origin
             # The host's turn first: whoever waits for a slow host must not keep a slot from the others.
             async with self._host_slot(target.host), self._slots:
                 began = loop.time()

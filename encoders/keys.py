@@ -15,7 +15,8 @@ BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 UNRESERVED_IN_PATH = "/:@!$&'()*+,;=-._~%"
 # Most URLs are canonical as they come, and to see that takes a tenth of what taking them apart does.
 PLAIN_URL = re.compile(
-    r"https?://[a-z0-9.-]+(?:/(?!\.\.?(?:[/?]|\Z))[a-zA-Z0-9:@!$&'()*+,;=._~-]*)+(?:\?[a-zA-Z0-9/?:@!$&'()*+,;=._~-]+)?"
+    r"https?://[a-z0-9.-]+(?::(?!(?:80|443)/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
+    r"(?:/(?!\.\.?(?:[/?]|\Z))[a-zA-Z0-9:@!$&'()*+,;=._~-]*)+(?:\?[a-zA-Z0-9/?:@!$&'()*+,;=._~-]+)?"
 )
 
 

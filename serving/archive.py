@@ -15,7 +15,8 @@ from encoders.spec import EncoderSpec
 from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import Embeddings, Status
 from feature_repo.session import StoreUnavailable
-from serving.hot_cache import HotCache, HotCaches
+from serving.hot_cache import HotCache
+from serving.hot_caches import HotCaches
 from serving.requests import RequestSink
 from serving.store_reads import Awaited, StoreReads
 

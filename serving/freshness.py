@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from materializer.messages import Announcement
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from feature_repo.failures import FailureMarks
 from feature_repo.online_rows import OnlineRows
 from feature_repo.session import StoreUnavailable
 from serving.archive import BUDGET_SECONDS, EmbeddingArchive
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.requests import RequestSink
 from serving.store_reads import StoreReads
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from feature_repo.embeddings import Status
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.load import Gate
 from serving.requests import RequestQueue
 from serving.store_reads import StoreReads

@@ -8,7 +8,7 @@ from typing import Self
 from feature_repo.directory import EncoderDirectory
 from feature_repo.online_rows import OnlineRows, served_oov
 from feature_repo.session import StoreUnavailable
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 
 logger = logging.getLogger(__name__)
 

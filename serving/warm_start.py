@@ -10,7 +10,7 @@ from typing import Self
 
 from feature_repo.directory import UnknownView
 from serving.archive import EmbeddingArchive
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 
 logger = logging.getLogger(__name__)
 

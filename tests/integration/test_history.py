@@ -21,7 +21,7 @@ from materializer.archive import EmbeddedBatch, FeastArchive
 from materializer.oov import set_oov
 from serving.archive import EmbeddingArchive
 from serving.freshness import apply
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.oov import OovRefresh
 from serving.requests import MemoryRequests
 from serving.store_reads import StoreReads

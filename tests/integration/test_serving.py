@@ -27,7 +27,7 @@ from materializer.archive import EmbeddedBatch, table
 from materializer.messages import EmbedRequest, Topics, ensure_topics
 from serving.archive import EmbeddingArchive
 from serving.feature_store import EmbArkFeatureStore
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.requests import MemoryRequests, RequestQueue, open_producer
 from serving.store_reads import StoreReads
 

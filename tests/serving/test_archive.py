@@ -14,7 +14,7 @@ from feature_repo.failures import MemoryFailureMarks
 from feature_repo.session import StoreUnavailable
 from serving.archive import EmbeddingArchive
 from serving.breaker import Breaker
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.memory import DownMarks, DownRows, GatedRows, MemoryRows, memory_archive
 from serving.requests import MemoryRequests
 from serving.store_reads import StoreReads

@@ -14,7 +14,7 @@ from feature_repo.failures import MemoryFailureMarks
 from materializer.messages import Announcement
 from serving.client import EmbArkClient, ViewUnknown
 from serving.freshness import Freshness
-from serving.hot_cache import HotCaches
+from serving.hot_caches import HotCaches
 from serving.load import Gate
 from serving.memory import MemoryRows, memory_archive
 from serving.metrics import Metrics, PartsCollector

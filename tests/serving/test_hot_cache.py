@@ -13,7 +13,8 @@ from feature_repo.embeddings import Embeddings, Status, all_missing, oov_zeros
 from serving.collector import keep_what_started
 from serving.eviction import S3Fifo
 from serving.floors import FLOOR_SECONDS, Floors
-from serving.hot_cache import FAILED_SECONDS, NEGATIVES, OOV_SECONDS, OVERHEAD_BYTES, HotCache, HotCaches
+from serving.hot_cache import FAILED_SECONDS, NEGATIVES, OOV_SECONDS, OVERHEAD_BYTES, HotCache
+from serving.hot_caches import HotCaches
 from tests.serving.fakes import IMAGE, TEXT, Clock
 
 OF_ONE = (4 * TEXT.dim + OVERHEAD_BYTES) / 1_000_000  # megabytes

@@ -8,7 +8,8 @@ from feature_repo.directory import EncoderDirectory
 from feature_repo.embeddings import OOV_KEY, Embeddings, OovEmbedding, Status, oov_zeros
 from feature_repo.failures import MemoryFailureMarks
 from feature_repo.session import StoreUnavailable
-from serving.hot_cache import HotCache, HotCaches
+from serving.hot_cache import HotCache
+from serving.hot_caches import HotCaches
 from serving.memory import MemoryRows, memory_archive
 from serving.oov import OovRefresh
 from serving.requests import MemoryRequests
