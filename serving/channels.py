@@ -20,7 +20,7 @@ SERVICE_CONFIG = {
     # A failed try costs a token, a call that is answered brings a half; with less than half of them nothing is tried
     # again. So a restart costs no call, and an overloaded server gets few more calls by it. A server that did not run
     # for 0.8 s finds more calls than may wait, and ends most of them at once: four clients that shared 420 calls a
-    # second lost 241 of them with 200 tokens, and none with 400. With 1000, what an overloaded server had refused was
+    # second lost 241 calls with 200 tokens, and none with 400. With 1000, what an overloaded server had refused was
     # tried again for two seconds, until it was late (`benchmarks/overload.py`).
     "retryThrottling": {"maxTokens": 400, "tokenRatio": 0.5},
     "methodConfig": [
