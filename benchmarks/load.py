@@ -41,7 +41,7 @@ class Load:
     Args:
         asked: address, view, keys, count (of a call), seconds; calls or rate; precision; misses (share of keys that are
             new each time); until (a file: an open loop ends when it is there); prepared (requests are made before, and
-            one answer in LOOKED_AT is read: on the same cores, clients then can ask for more than is answered).
+            one answer in LOOKED_AT is read: clients with as many cores as the server can ask for more than it answers).
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:

@@ -185,8 +185,6 @@ def forward(encoder: Encoder, inputs: Sequence[Any]) -> list[Vector | EncodeErro
         if len(inputs) == 1:
             return [error]
         return [one for each in inputs for one in forward(encoder, [each])]
-    if np.isfinite(vectors).all():
-        return list(vectors)
     finite = np.atleast_1d(np.isfinite(vectors).all(axis=1))  # (B,)
     nonsense = EncodeError("the network answered values that are not finite")
     return [vector if is_finite else nonsense for vector, is_finite in zip(vectors, finite, strict=True)]

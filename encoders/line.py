@@ -88,14 +88,12 @@ class Line:
     calls: int = 0
     late: int = 0
     _waiting: dict[Waiting, None] = field(default_factory=dict)
-    _first_deadline: float = math.inf  # no deadline of those that wait is before it
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, waiting: Waiting) -> None:
         self._waiting[waiting] = None
-        self._first_deadline = min(self._first_deadline, waiting.deadline)
 
     def discard_group(self, group: Group) -> None:
         """Forgets inputs whose caller is gone."""
@@ -126,8 +124,10 @@ class Line:
         The oldest is always among them, so none waits for ever. Texts are as if all that wait had been put in order of
         length and cut into passes: so padding is small, in this pass and in what it leaves to the next ones.
         """
-        if self._first_deadline < now + self.fastest:
-            self._give_up_late(now)
+        for waiting in [w for w in self._waiting if w.deadline < now + self.fastest]:
+            del self._waiting[waiting]
+            self.late += 1
+            waiting.give_up()
         if not self._waiting:
             return []
         oldest = next(iter(self._waiting))
@@ -142,13 +142,6 @@ class Line:
         for waiting in batch:
             del self._waiting[waiting]
         return batch
-
-    def _give_up_late(self, now: float) -> None:
-        for waiting in [w for w in self._waiting if w.deadline < now + self.fastest]:
-            del self._waiting[waiting]
-            self.late += 1
-            waiting.give_up()
-        self._first_deadline = min((waiting.deadline for waiting in self._waiting), default=math.inf)
 
     def measured(self, seconds: float, count: int) -> None:
         """Takes down what a pass took."""
