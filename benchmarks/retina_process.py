@@ -5,6 +5,7 @@ and the web server are others, and their work does not count.
 """
 
 import asyncio
+import io
 import json
 import math
 import sys
@@ -23,15 +24,20 @@ import torch
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 
 from encoders.batching import TEXTS_AT_ONCE
-from encoders.compute import Plan, choose_device
+from encoders.compute import DTYPES, Plan, choose_device
+from encoders.downloads import cached_download
 from encoders.encoder import Encoder
 from encoders.fetch import Fetcher
+from encoders.image import torchvision_network, weights_of, without_head
 from encoders.line import SORTED_PASSES
 from encoders.loading import load_encoder
 from encoders.matrix import pack
 from encoders.memory import share_one_heap
+from encoders.parameters import set_parameters
 from encoders.replicas import SERVICE
 from encoders.retina_pb2 import EncodeReply, EncodeRequest, EncodersReply, EncodersRequest, Outcome
 from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_server
@@ -119,64 +125,91 @@ class Naive(RetinaServicer):  # type: ignore[misc]
         return EncodersReply()
 
 
+@cache
+def bare_network(view: str) -> nn.Module:
+    """torchvision's network as it is, with the parameters that Retina's has; of texts, Retina's own."""
+    spec = SPECS[view]
+    if spec.modality == "text":
+        network: nn.Module = encoder_of(view)._forward._network  # type: ignore[attr-defined]
+        return network
+    network = torchvision_network(spec)
+    set_parameters(network, spec, spec.pinned, cached_download, without_head)
+    network.eval().requires_grad_(False).to(DEVICE, DTYPES[spec.dtype])
+    return network.to(memory_format=torch.channels_last)
+
+
+@cache
+def bare_decode(view: str) -> Callable[[bytes], Any]:
+    """Pillow and the transforms that torchvision has for a network's weights, as its manual says; of texts, Retina's
+    own."""
+    spec = SPECS[view]
+    if spec.modality == "text":
+        return encoder_of(view).prepare
+    transforms = weights_of(spec).transforms()
+    return lambda content: transforms(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
 class Bare:
-    """The parts by themselves, on as many threads as Retina has for them."""
+    """The parts by themselves, on as many threads as Retina has for them; torchvision's, or Retina's `own`."""
 
     def __init__(self, contents: dict[str, list[bytes]]) -> None:
         self._contents = contents
         self._threads = {
             count: ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-            for count in {1, PLAN.lanes, PLAN.decoding}
+            for count in {PLAN.lanes, PLAN.decoding}
         }
 
-    def network(self, view: str, count: int, lanes: int = PLAN.lanes) -> int:
-        """Passes of full batches on tensors that are ready, `lanes` of them at a time on a CPU; texts sorted by length,
-        as many at a time as Retina waits for, so that little is padding."""
+    def network(self, view: str, count: int, own: bool = False) -> int:
+        """Passes of full batches on tensors that are ready, on a CPU `PLAN.lanes` of them at a time; texts sorted by
+        length, as many at a time as Retina waits for, so that little is padding."""
         size = PLAN.batch(SPECS[view].modality)
         passes = max(1, count // size)
+        network = encoder_of(view)._forward._network if own else bare_network(view)  # type: ignore[attr-defined]
+        batches = self._batches(view)
+        each = (batches[n % len(batches)] for n in range(passes))
         if DEVICE.type == "cpu":
-            batches = self._batches(view)
-            each = (batches[n % len(batches)] for n in range(passes))
-            list(self._threads[lanes].map(encoder_of(view).encode, each))
+            list(self._threads[PLAN.lanes].map(lambda batch: _passed(network, batch), each))
         else:
-            network = encoder_of(view)._forward._network  # type: ignore[attr-defined]
-            placed = self._placed(view)
-            with torch.inference_mode():
-                for n in range(passes):
-                    network(*placed[n % len(placed)])
+            for batch in each:
+                _passed(network, batch)
             torch.cuda.synchronize()
         return passes * size
 
-    def decode(self, view: str, count: int) -> int:
+    def decode(self, view: str, count: int, own: bool = False) -> int:
         """Decoding, resizing and normalising, or tokenizing; as many as Retina has decoded in one go."""
-        encoder, contents = encoder_of(view), self._contents[SPECS[view].modality]
+        prepare = encoder_of(view).prepare if own else bare_decode(view)
+        contents = self._contents[SPECS[view].modality]
         size = TEXTS_AT_ONCE if SPECS[view].modality == "text" else 1
         parts = ([contents[n % len(contents)] for n in range(at, at + size)] for at in range(0, count, size))
-        list(self._threads[PLAN.decoding].map(lambda part: list(map(encoder.prepare, part)), parts))
+        list(self._threads[PLAN.decoding].map(lambda part: list(map(prepare, part)), parts))
         return count
 
     @cache  # noqa: B019 - one object, as long as the process
-    def _batches(self, view: str) -> list[list[Any]]:
+    def _batches(self, view: str) -> list[tuple[torch.Tensor, ...]]:
+        """Batches on the device, in the dtype and the order in memory that the network computes in."""
         encoder = encoder_of(view)
-        size = PLAN.batch(encoder.spec.modality)
-        contents = self._contents[encoder.spec.modality]
+        modality = encoder.spec.modality
+        size = PLAN.batch(modality)
+        contents = self._contents[modality]
         pool = SORTED_PASSES * size
         count = math.ceil(len(contents) / pool) * pool  # all that Retina is asked for: the first texts are shorter
         inputs = [encoder.prepare(contents[n % len(contents)]) for n in range(count)]
-        if encoder.spec.modality == "text":
+        if modality == "text":
             inputs = [each for at in range(0, count, pool) for each in sorted(inputs[at : at + pool], key=len)]
-        return [inputs[at : at + size] for at in range(0, count, size)]
-
-    @cache  # noqa: B019 - one object, as long as the process
-    def _placed(self, view: str) -> list[tuple[torch.Tensor, ...]]:
-        """Batches on the GPU, in the dtype and the order in memory that the network computes in."""
-        forward = encoder_of(view)._forward  # type: ignore[attr-defined]
+        forward = encoder._forward  # type: ignore[attr-defined]
         found = []
-        for batch in self._batches(view):
-            tensors = padded(batch) if SPECS[view].modality == "text" else (forward.stacked(batch),)
+        for at in range(0, count, size):
+            batch = inputs[at : at + size]
+            tensors = padded(batch) if modality == "text" else (forward.stacked(batch),)
             found.append(tuple(map(forward._placed, tensors)))
-        torch.cuda.synchronize()
+        if DEVICE.type != "cpu":
+            torch.cuda.synchronize()
         return found
+
+
+def _passed(network: Callable[..., Any], batch: Sequence[torch.Tensor]) -> None:
+    with torch.inference_mode():
+        network(*batch)
 
 
 def flops(view: str) -> float:

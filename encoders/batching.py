@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from PIL import Image
@@ -167,7 +166,8 @@ class Batches:
         async def embed(url: str) -> None:
             # The host's turn first: who waits for a slow host must not keep what others need. The room next: who waits
             # for a slow network must not keep a file.
-            turn = self._turns.setdefault((view, urlsplit(url).netloc), asyncio.Semaphore(self._per_host))
+            host = url.partition("://")[2].partition("/")[0]
+            turn = self._turns.setdefault((view, host), asyncio.Semaphore(self._per_host))
             async with of_call:
                 with ExitStack() as in_room:
                     with self._coming(line, 1), ExitStack() as with_file:

@@ -178,16 +178,20 @@ class Forward:
             raise EncodeError(f"the network failed: {type(error).__name__}: {error}") from error
 
     def stacked(self, inputs: Sequence[Tensor]) -> Tensor:
-        """B inputs of one shape as a batch; on CUDA in memory that it copies from by itself, with rows of zeros at the
-        end up to one of `PASS_SIZES`."""
+        """B inputs of one shape as a batch, pictures with their channels last in memory; on CUDA in memory that it
+        copies from by itself, with rows of zeros at the end up to one of `PASS_SIZES`."""
+        pictures = inputs[0].ndim == 3
+        # Put in order here, where each is copied anyway, rather than the whole batch once more
+        parts = [each.permute(1, 2, 0) for each in inputs] if pictures else list(inputs)
         if self._streams is None:
-            return torch.stack(list(inputs))
-        count = len(inputs)
-        size = next((size for size in PASS_SIZES if size >= count), count)
-        batch = torch.empty(size, *inputs[0].shape, dtype=inputs[0].dtype, pin_memory=True)
-        torch.stack(list(inputs), out=batch[:count])
-        batch[count:] = 0
-        return batch
+            batch = torch.stack(parts)
+        else:
+            count = len(parts)
+            size = next((size for size in PASS_SIZES if size >= count), count)
+            batch = torch.empty(size, *parts[0].shape, dtype=parts[0].dtype, pin_memory=True)
+            torch.stack(parts, out=batch[:count])
+            batch[count:] = 0
+        return batch.permute(0, 3, 1, 2) if pictures else batch
 
     def _placed(self, tensor: Tensor) -> Tensor:
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype

@@ -6,15 +6,13 @@ while it was trained.
 
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
-from encoders.image import within_aspect
+from encoders.image import RGB, normalized, within_aspect
 
 GROUPS = 8  # of GroupNorm: the widths are multiples of it
-RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +59,7 @@ def picture_input(picture: Image.Image, preprocessing: PicturePreprocessing) -> 
     square = F.center_crop(
         F.resize(within_aspect(picture), [preprocessing.size], F.InterpolationMode.BILINEAR), [preprocessing.size]
     )
-    picture_3HW: Tensor = F.convert_image_dtype(F.pil_to_tensor(square), torch.float32)
-    normal_3HW: Tensor = F.normalize(picture_3HW, list(preprocessing.mean), list(preprocessing.std))
-    return normal_3HW
+    return normalized(square, preprocessing.mean, preprocessing.std)
 
 
 class ConvNetwork(nn.Module):

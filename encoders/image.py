@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.transforms import functional as F
 
 from encoders.compute import Forward
 from encoders.pixels import decode
 from encoders.spec import EncoderSpec, SpecError
 
+RGB = tuple[float, float, float]
 PREFIX = "torchvision:"
 HEADS = ("fc", "classifier", "heads", "head")
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # heads that only training uses
@@ -167,14 +170,33 @@ class ImageEncoder:
 
 
 def torchvision_preprocessing(weights: Any) -> Preprocessing:
-    """What torchvision's weights were evaluated with, for pictures of any aspect."""
+    """What torchvision's weights were evaluated with, to the last bit, for pictures of any aspect."""
     preset = weights.transforms()
+    resize = partial(F.resize, size=preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias)
 
     def apply(picture: Image.Image) -> Tensor:
-        picture_3HW: Tensor = preset(within_aspect(picture))
-        return picture_3HW
+        square = F.center_crop(resize(within_aspect(picture)), preset.crop_size)
+        return normalized(square, tuple(preset.mean), tuple(preset.std))
 
     return Preprocessing(side=preset.resize_size[0], apply=apply)
+
+
+def normalized(picture: Image.Image, mean: RGB, std: RGB) -> Tensor:
+    """A picture (3, H, W) float32 of an RGB one, its channels last in memory: (value / 255 - mean) / std.
+
+    The same operations on each value as torchvision's `convert_image_dtype` and `normalize`, and so the same bits; but
+    in place, and over rows of W x 3 values where those go over three channels at a time: a third of their time.
+    """
+    picture_HW3 = torch.from_numpy(np.array(picture))
+    height, width, channels = picture_HW3.shape
+    row_HR = picture_HW3.view(height, width * channels).to(torch.float32)
+    row_HR.div_(255).sub_(_repeated(mean, width)).div_(_repeated(std, width))
+    return row_HR.view(height, width, channels).permute(2, 0, 1)
+
+
+@cache
+def _repeated(values: RGB, times: int) -> Tensor:
+    return torch.tensor(values).repeat(times)
 
 
 def within_aspect(picture: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from encoders.compute import choose_device
 from encoders.conv import picture_input
 from encoders.downloads import Download, WeightsUnavailable, cached_download, digest_of, sha256
 from encoders.encoder import Encoder
+from encoders.folding import fold
 from encoders.own_network import load_own_encoder
 from encoders.parameters import FILE_DIGITS, load_state, located, read_state, set_parameters
 from encoders.spec import EncoderSpec, SpecError
@@ -72,6 +73,7 @@ def _torchvision(spec: EncoderSpec, device: torch.device, download: Download) ->
         pinned = f"{spec.pinned.partition('#')[0]}#{digest[:digits]}"
     else:
         pinned = set_parameters(network, spec, spec.pinned, download, image.without_head)
+    fold(network, weights.transforms().crop_size[0])
     return image.ImageEncoder(spec.pin(pinned), network, image.torchvision_preprocessing(weights), device)
 
 

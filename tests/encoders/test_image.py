@@ -1,6 +1,8 @@
 import hashlib
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 from torchvision.models import Inception_V3_Weights, MobileNet_V3_Small_Weights, get_model, get_model_weights
 
 from encoders.encoder import DecodeError, EncodeError, Encoder
+from encoders.folding import fold
 from encoders.image import embedding_dim, pooled_network
 from encoders.loading import load_encoder
 from encoders.seeded import seed_parameters
@@ -86,6 +90,71 @@ def test_features_are_what_the_whole_network_classifies(network: str) -> None:
         classifier = classifier[2]  # its norm belongs to the features
     with torch.inference_mode():
         torch.testing.assert_close(classifier(features(pictures_B3HW).flatten(1)), whole(pictures_B3HW))
+
+
+@pytest.mark.parametrize(
+    ("network", "left"),  # norms that no convolution precedes
+    {
+        "convnext_tiny": 0,
+        "densenet121": 62,
+        "efficientnet_b0": 0,
+        "efficientnet_v2_s": 0,
+        "googlenet": 0,
+        "inception_v3": 0,
+        "maxvit_t": 11,
+        "mnasnet0_5": 0,
+        "mobilenet_v2": 0,
+        "mobilenet_v3_small": 0,
+        "regnet_y_400mf": 0,
+        "resnet18": 0,
+        "shufflenet_v2_x0_5": 0,
+        "squeezenet1_1": 0,
+        "swin_t": 0,
+    }.items(),
+)
+def test_a_folded_network_computes_what_torchvisions_does(network: str, left: int) -> None:
+    whole = pooled_network(network, get_model_weights(network).DEFAULT).eval()
+    side = 224 if network == "maxvit_t" else 96
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(0)
+        for norm in norms(whole):  # as training leaves them
+            learned = norm.state_dict()
+            learned["running_mean"].normal_(0, 0.1)
+            learned["running_var"].uniform_(0.5, 2)
+            learned["weight"].uniform_(0.5, 2)
+            learned["bias"].normal_(0, 0.1)
+        pictures_B3HW = torch.randn(2, 3, side, side)
+        expected = whole(pictures_B3HW)
+        fold(whole, side)
+        found = whole(pictures_B3HW)
+    assert len(norms(whole)) == left
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert expected.std() > 1e-5  # or anything would be near
+
+
+def test_networks_are_folded_beside_passes_of_others() -> None:
+    other = pooled_network("resnet18", get_model_weights("resnet18").DEFAULT).eval()
+    picture_13HW = torch.zeros(1, 3, 64, 64)
+    folded = threading.Event()
+
+    def passes() -> int:
+        count = 0
+        with torch.inference_mode():
+            while not (folded.is_set() and count):
+                other(picture_13HW)
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as thread:
+        counted = thread.submit(passes)
+        for _ in range(5):
+            fold(pooled_network("mobilenet_v3_small", get_model_weights("mobilenet_v3_small").DEFAULT), 224)
+        folded.set()
+        assert counted.result() > 0
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
 def test_preprocessing_is_that_of_torchvision(small: Encoder) -> None:
