@@ -44,7 +44,7 @@ from encoders.retina_pb2_grpc import RetinaServicer, add_RetinaServicer_to_serve
 from encoders.server import RetinaServer
 from encoders.service import RetinaService
 from encoders.spec import EncoderSpec
-from encoders.text import padded
+from encoders.text import TextNetwork, padded
 
 # as `benchmarks/retina.py` starts it
 DEVICE = choose_device(sys.argv[2])
@@ -125,14 +125,17 @@ class Naive(RetinaServicer):  # type: ignore[misc]
         return EncodersReply()
 
 
+class Packed(TextNetwork):
+    """As PyTorch's manual has it for texts of different lengths, and as ours is trained."""
+
+    _read = TextNetwork._read_packed
+
+
 @cache
 def bare_network(view: str) -> nn.Module:
-    """torchvision's network as it is, with the parameters that Retina's has; of texts, Retina's own."""
+    """torchvision's network as it is, or one that reads packed texts; with the parameters that Retina's has."""
     spec = SPECS[view]
-    if spec.modality == "text":
-        network: nn.Module = encoder_of(view)._forward._network  # type: ignore[attr-defined]
-        return network
-    network = torchvision_network(spec)
+    network = Packed(spec.dim) if spec.modality == "text" else torchvision_network(spec)
     set_parameters(network, spec, spec.pinned, cached_download, without_head)
     network.eval().requires_grad_(False).to(DEVICE, DTYPES[spec.dtype])
     return network.to(memory_format=torch.channels_last)

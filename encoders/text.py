@@ -168,17 +168,54 @@ class TextNetwork(nn.Module):
         self.out = nn.Linear(both, dim)
 
     def forward(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
-        most = index_BT.shape[1]
-        is_token_BT = torch.arange(most, device=index_BT.device) < count_B[:, None]
-        embedded_BTW = self.embedding(index_BT)
-        # packed, so that the backward direction begins at the last token and not in the padding
-        packed = pack_padded_sequence(embedded_BTW, count_B.cpu(), batch_first=True, enforce_sorted=False)
-        read_BTE, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=most)
+        is_token_BT = torch.arange(index_BT.shape[1], device=index_BT.device) < count_B[:, None]
+        read_BTE = self._read(index_BT, count_B)
         mixed_BTE = self.norm(read_BTE + self._attend(read_BTE, is_token_BT))
         weight_BT1 = is_token_BT[:, :, None].to(mixed_BTE.dtype)
         mean_BE = (mixed_BTE * weight_BT1).sum(1) / weight_BT1.sum(1)
         embedding_BD: Tensor = self.out(mean_BE)
         return embedding_BD
+
+    def _read(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
+        """What the LSTM says at each token, in both directions (B, T, E); where there is no token, anything finite."""
+        if index_BT.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._read_whole(index_BT, count_B)
+        return self._read_packed(index_BT, count_B)
+
+    def _read_packed(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
+        embedded_BTW = self.embedding(index_BT)
+        # packed, so that the backward direction begins at the last token and not in the padding
+        packed = pack_padded_sequence(embedded_BTW, count_B.cpu(), batch_first=True, enforce_sorted=False)
+        read_BTE, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=index_BT.shape[1])
+        return read_BTE
+
+    def _read_whole(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
+        """The same, a direction at a time, which oneDNN computes in one kernel where nothing is packed: two thirds of
+        the time. The backward one reads texts that are turned round, so that it too ends in the padding."""
+        place_T = torch.arange(index_BT.shape[1])
+        last_B1 = count_B[:, None] - 1
+        turned_BT = torch.where(place_T <= last_B1, last_B1 - place_T, place_T)
+        forward_BTW = self._read_once(index_BT, "")
+        backward_BTW = self._read_once(index_BT.gather(1, turned_BT), "_reverse")
+        return torch.cat([forward_BTW, backward_BTW.gather(1, turned_BT[:, :, None].expand_as(backward_BTW))], dim=2)
+
+    def _read_once(self, index_BT: Tensor, direction: str) -> Tensor:
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        parameters = [getattr(self.lstm, name + direction) for name in names]
+        embedded_BTW = self.embedding(index_BT)
+        start_1BW = embedded_BTW.new_zeros(1, len(index_BT), self.lstm.hidden_size)
+        read_BTW: Tensor = torch.lstm(
+            embedded_BTW,
+            (start_1BW, start_1BW),
+            parameters,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=False,
+            bidirectional=False,
+            batch_first=True,
+        )[0]
+        return read_BTW
 
     def _attend(self, read_BTE: Tensor, is_token_BT: Tensor) -> Tensor:
         batch, most, both = read_BTE.shape

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.encoder import DecodeError, Encoder
 from encoders.loading import load_encoder
 from encoders.spec import EncoderSpec
-from encoders.text import BUCKETS, KnownTokens, token_index, tokens
+from encoders.text import BUCKETS, KnownTokens, TextNetwork, token_index, tokens
 
 ROOT = Path(__file__).parents[2]
 SPEC = EncoderSpec(name="t", version="v1", modality="text", dim=32, network="text_lstm", pinned="seeded:0")
@@ -120,6 +121,21 @@ def test_only_the_first_tokens_count() -> None:
 def test_bytes_that_are_no_utf8_are_refused(encoder: Encoder) -> None:
     with pytest.raises(DecodeError, match="UTF-8"):
         encoder.prepare(b"\xff\xfe")
+
+
+def test_texts_are_read_whole_as_packed() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TextNetwork(32).eval()
+        count_B = torch.tensor([5, 1, 30, 30, 17])
+        index_BT = torch.randint(1, BUCKETS, (5, 30)) * (torch.arange(30) < count_B[:, None])
+    packed_BD = network(index_BT, count_B)  # with gradients, as training reads
+    with torch.inference_mode():
+        torch.testing.assert_close(network(index_BT, count_B), packed_BD.detach(), atol=1e-5, rtol=1e-5)
+        whole_BTE, packed_BTE = network._read_whole(index_BT, count_B), network._read_packed(index_BT, count_B)
+        for whole_TE, packed_TE, count in zip(whole_BTE, packed_BTE, count_B, strict=True):
+            torch.testing.assert_close(whole_TE[:count], packed_TE[:count], atol=1e-5, rtol=1e-5)
+    assert packed_BD.requires_grad
 
 
 def test_bfloat16_runs() -> None:
