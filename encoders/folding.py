@@ -13,8 +13,7 @@ def fold(network: nn.Module, side: int) -> None:
     """Folds batch norms of a network into the convolutions before them, in place.
 
     Once trained, both are one convolution with other parameters (Jacob et al., 2018, section 3.2). What it computes
-    differs in the last bits of float32. Of MobileNetV3-small's time on a CPU the norms were an eighth, and a third of
-    what is launched on a GPU.
+    differs in the last bits of float32. Of MobileNetV3-small's time on a CPU the norms were an eighth.
 
     Which convolution a norm follows is seen by running the network without data. torch.fx would tell more, but while it
     traces in one thread, passes of other threads fail.

@@ -190,8 +190,8 @@ class TextNetwork(nn.Module):
         return read_BTE
 
     def _read_whole(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
-        """The same, a direction at a time, which oneDNN computes in one kernel where nothing is packed: two thirds of
-        the time. The backward one reads texts that are turned round, so that it too ends in the padding."""
+        """The same, a direction at a time, which oneDNN computes in one kernel where nothing is packed, up to 1.8 times
+        as fast. The backward one reads texts that are turned round, so that it too ends in the padding."""
         place_T = torch.arange(index_BT.shape[1])
         last_B1 = count_B[:, None] - 1
         turned_BT = torch.where(place_T <= last_B1, last_B1 - place_T, place_T)
