@@ -99,6 +99,7 @@ def test_passes_of_a_gpu_have_few_sizes_since_each_is_planned_anew(monkeypatch: 
     forward = Forward(small(), CPU, "float32")
     inputs = [torch.full((3, 8, 8), float(n)) for n in range(9)]
     assert forward.stacked(inputs).shape == (9, 3, 8, 8)  # a CPU has no use for more
+    assert forward.stacked(inputs).is_contiguous(memory_format=torch.channels_last)
     forward._streams = StreamPerThread(CPU, FakeCuda())
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **given: empty(*shape, **given))
@@ -106,6 +107,7 @@ def test_passes_of_a_gpu_have_few_sizes_since_each_is_planned_anew(monkeypatch: 
         batch = forward.stacked(inputs[:count])
         assert batch.shape == (size, 3, 8, 8)
         assert torch.equal(batch[:count], torch.stack(inputs[:count]))
+        assert batch.is_contiguous(memory_format=torch.channels_last)
         assert not batch[count:].any()
 
 
