@@ -1,5 +1,5 @@
-"""Claim: Retina embeds 0.9 of what a bare network and decoding allow; no less than a naive service on a CPU, three times
-as much on a GPU; and downloads, decodes and resizes 100 images of 500 pixels a core and second.
+"""Claim: Retina embeds 0.9 of what a bare network and decoding allow; no less than a naive service on a CPU, three
+times as much on a GPU; and downloads, decodes and resizes 100 images of 500 pixels a core and second.
 
     uv run python -m benchmarks.retina [--device cpu|cuda] [--processes N] [--json] [--fast] [--check]
 
