@@ -138,6 +138,8 @@ def bare_network(view: str) -> nn.Module:
     network = Packed(spec.dim) if spec.modality == "text" else torchvision_network(spec)
     set_parameters(network, spec, spec.pinned, cached_download, without_head)
     network.eval().requires_grad_(False).to(DEVICE, DTYPES[spec.dtype])
+    if isinstance(network, Packed):
+        network.lstm.flatten_parameters()  # the cast took them apart, and cuDNN would join them in every pass
     return network.to(memory_format=torch.channels_last)
 
 
