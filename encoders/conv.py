@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import functional as F
 
-from encoders.image import RGB, normalized, within_aspect
+from encoders.image import RGB, central_square
 
 GROUPS = 8  # of GroupNorm: the widths are multiples of it
 
@@ -56,10 +55,8 @@ class PicturePreprocessing:
 
 def picture_input(picture: Image.Image, preprocessing: PicturePreprocessing) -> Tensor:
     """The input (3, size, size) float32 of a decoded RGB picture: as torchvision's presets, in their order."""
-    square = F.center_crop(
-        F.resize(within_aspect(picture), [preprocessing.size], F.InterpolationMode.BILINEAR), [preprocessing.size]
-    )
-    return normalized(square, preprocessing.mean, preprocessing.std)
+    size = preprocessing.size
+    return central_square(picture, side=size, crop=size, mean=preprocessing.mean, std=preprocessing.std)
 
 
 class ConvNetwork(nn.Module):

@@ -172,17 +172,31 @@ class ImageEncoder:
 def torchvision_preprocessing(weights: Any) -> Preprocessing:
     """What torchvision's weights were evaluated with, to the last bit, for pictures of any aspect."""
     preset = weights.transforms()
-    resize = partial(F.resize, size=preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias)
+    (side,), (crop,) = preset.resize_size, preset.crop_size
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    return Preprocessing(
+        side=side,
+        apply=partial(central_square, side=side, crop=crop, mean=mean, std=std, interpolation=preset.interpolation),
+    )
 
-    def apply(picture: Image.Image) -> Tensor:
-        square = F.center_crop(resize(within_aspect(picture)), preset.crop_size)
-        return normalized(square, tuple(preset.mean), tuple(preset.std))
 
-    return Preprocessing(side=preset.resize_size[0], apply=apply)
+def central_square(
+    picture: Image.Image,
+    *,
+    side: int,
+    crop: int,
+    mean: RGB,
+    std: RGB,
+    interpolation: F.InterpolationMode = F.InterpolationMode.BILINEAR,
+) -> Tensor:
+    """The input (3, crop, crop) float32 of an RGB picture: its shorter side resized, the middle kept, normalised; as
+    torchvision's presets, to the last bit."""
+    resized = F.resize(within_aspect(picture), [side], interpolation)
+    return _normalized(F.center_crop(resized, [crop]), mean, std)
 
 
-def normalized(picture: Image.Image, mean: RGB, std: RGB) -> Tensor:
-    """A picture (3, H, W) float32 of an RGB one, its channels last in memory: (value / 255 - mean) / std.
+def _normalized(picture: Image.Image, mean: RGB, std: RGB) -> Tensor:
+    """(3, H, W) float32 of an RGB picture, its channels last in memory: (value / 255 - mean) / std.
 
     The same operations on each value as torchvision's `convert_image_dtype` and `normalize`, and so the same bits; but
     in place, and over rows of W x 3 values where those go over three channels at a time: a third of their time.

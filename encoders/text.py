@@ -190,24 +190,23 @@ class TextNetwork(nn.Module):
         return read_BTE
 
     def _read_whole(self, index_BT: Tensor, count_B: Tensor) -> Tensor:
-        """The same, a direction at a time, which oneDNN computes in one kernel where nothing is packed, up to 1.8 times
+        """The same, a direction at a time, which oneDNN computes in one kernel where nothing is packed, up to 1.9 times
         as fast. The backward one reads texts that are turned round, so that it too ends in the padding."""
         place_T = torch.arange(index_BT.shape[1])
         last_B1 = count_B[:, None] - 1
         turned_BT = torch.where(place_T <= last_B1, last_B1 - place_T, place_T)
-        forward_BTW = self._read_once(index_BT, "")
-        backward_BTW = self._read_once(index_BT.gather(1, turned_BT), "_reverse")
+        forward_weights, backward_weights = self.lstm.all_weights
+        forward_BTW = self._read_once(index_BT, forward_weights)
+        backward_BTW = self._read_once(index_BT.gather(1, turned_BT), backward_weights)
         return torch.cat([forward_BTW, backward_BTW.gather(1, turned_BT[:, :, None].expand_as(backward_BTW))], dim=2)
 
-    def _read_once(self, index_BT: Tensor, direction: str) -> Tensor:
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        parameters = [getattr(self.lstm, name + direction) for name in names]
+    def _read_once(self, index_BT: Tensor, weights: Sequence[Tensor]) -> Tensor:
         embedded_BTW = self.embedding(index_BT)
         start_1BW = embedded_BTW.new_zeros(1, len(index_BT), self.lstm.hidden_size)
         read_BTW: Tensor = torch.lstm(
             embedded_BTW,
             (start_1BW, start_1BW),
-            parameters,
+            tuple(weights),
             has_biases=True,
             num_layers=1,
             dropout=0.0,
