@@ -100,7 +100,7 @@ def test_what_a_worker_waits_for_is_told_while_it_waits(
     assert seen[0] == seen[-1] == well
     assert well | {cause: 1.0} in seen
     assert cause_of(error) == cause
-    first, last = caplog.messages
+    first, last = (r.message for r in caplog.records if r.name == "materializer.outage")
     assert first.startswith(f"{cause}: 1 requests wait 0.5 s, then try 2: ")
     assert last == f"{cause}: at try 2 the outage is over, 1 requests go on"
 
