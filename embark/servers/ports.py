@@ -1,17 +1,28 @@
 """Ports of the loopback interface: which are free, and who holds one that is not."""
 
+import secrets
 import socket
 
 import psutil
 
 from embark.servers.processes import ServersError
 
+# Below those that systems give to outgoing connections, any of which may have taken such a port before the server that
+# it was found for comes to listen there; and below Nomad's, which start at 20000.
+CHOSEN_FROM = range(10_000, 20_000)
+
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that nothing uses now, by chance, so that two who ask get two.
+
+    Raises:
+        ServersError: nearly all are taken.
+    """
+    for _ in range(1000):
+        port = secrets.choice(CHOSEN_FROM)
+        if is_free(["127.0.0.1"], port):
+            return port
+    raise ServersError(f"no port of 127.0.0.1 from {CHOSEN_FROM[0]} to {CHOSEN_FROM[-1]} is free")
 
 
 def free_port_of_all(addresses: list[str], besides: set[int]) -> int:

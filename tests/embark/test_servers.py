@@ -110,6 +110,18 @@ def test_a_busy_port_is_named_with_its_owner() -> None:
             check_port("kafka-1", "127.0.0.1", port, "")
 
 
+def test_a_free_port_is_none_that_an_outgoing_connection_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(free_port()) as taken, listening(free_port()) as other:
+        ports = [each.getsockname()[1] for each in (taken, other)]
+        assert all(10_000 <= port < 20_000 for port in ports)
+        other.close()
+        monkeypatch.setattr("embark.servers.ports.CHOSEN_FROM", ports)
+        assert {free_port() for _ in range(20)} == {ports[1]}
+        monkeypatch.setattr("embark.servers.ports.CHOSEN_FROM", ports[:1])
+        with pytest.raises(ServersError, match=r"no port of .* is free"):
+            free_port()
+
+
 def test_up_on_a_busy_port_starts_nothing(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
