@@ -1,5 +1,6 @@
 """Histories for tests: a feature store in a folder, views of several kinds, and a slow join to compare with."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,13 +25,15 @@ def open_store(folder: Path, offline_store: str = OURS, **settings: object) -> F
     """A feature store with its registry in `folder`; its offline store ours, or `duckdb`."""
     more = "".join(f", {name}: {value}" for name, value in settings.items())
     name = "ours" if offline_store == OURS else "stock"
-    (folder / f"{name}.yaml").write_text(
+    config, written = folder / f"{name}.yaml", folder / f"{name}.{os.getpid()}"
+    written.write_text(
         "project: history\nprovider: local\nregistry: {path: registry.db, cache_ttl_seconds: 0}\n"
         "online_store: {type: sqlite, path: online.db}\n"
         f"offline_store: {{type: {offline_store}{more}}}\n"
         "entity_key_serialization_version: 3\n"
     )
-    return FeatureStore(repo_path=str(folder), fs_yaml_file=folder / f"{name}.yaml")
+    written.replace(config)  # at once: other processes open a store of the same folder
+    return FeatureStore(repo_path=str(folder), fs_yaml_file=config)
 
 
 def item_view(

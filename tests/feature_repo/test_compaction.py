@@ -276,8 +276,8 @@ def work_until_told(
     work: str, folder: Path, which: int, job: int, counts: Any, done: Any, stop: Any, failed: Any
 ) -> None:
     """What a process of its own does beside others: writes, compacts or reads, and says how much, or what failed."""
-    store, view = open_store(folder), item_view(folder)[1]
     try:
+        store, view = open_store(folder), item_view(folder)[1]
         while not stop.is_set():
             if work == "write":
                 i = counts[which]
