@@ -15,7 +15,7 @@ from filelock import FileLock
 from embark.servers import cassandra, java, kafka
 from embark.servers.cassandra import Node
 from embark.servers.kafka import Broker
-from embark.servers.ports import check_port, free_port, free_port_of_all, is_free
+from embark.servers.ports import check_port, free_port, is_free
 from embark.servers.processes import ServerProcess, ServersError
 
 __all__ = ["LocalServers", "ServerStatus", "ServersError", "free_port"]
@@ -181,13 +181,13 @@ class LocalServers:
         stored = self._stored_layout()
         clients = {self.kafka_port, self.cassandra_port}
         if stored is None:
-            controller_port = free_port_of_all(self.addresses, besides=clients)
+            controller_port = free_port(self.addresses, besides=clients)
             return Layout(
                 nodes=self.nodes,
                 kafka_port=self.kafka_port,
                 cassandra_port=self.cassandra_port,
                 controller_port=controller_port,
-                storage_port=free_port_of_all(self.addresses, besides=clients | {controller_port}),
+                storage_port=free_port(self.addresses, besides=clients | {controller_port}),
                 cluster_id=uuid.uuid4().hex[:22],
                 keyspace=self.keyspace,
             )
@@ -208,9 +208,9 @@ class LocalServers:
         # a ring, though, know each other by theirs.
         taken = clients | {stored.controller_port, stored.storage_port}
         if not is_free(self.addresses, stored.controller_port):
-            stored = replace(stored, controller_port=free_port_of_all(self.addresses, besides=taken))
+            stored = replace(stored, controller_port=free_port(self.addresses, besides=taken))
         if self.nodes == 1 and not is_free(self.addresses, stored.storage_port):
-            stored = replace(stored, storage_port=free_port_of_all(self.addresses, besides=taken))
+            stored = replace(stored, storage_port=free_port(self.addresses, besides=taken))
         return stored
 
     def _all(self, layout: Layout) -> list[Broker | Node]:

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+from collections.abc import Collection, Sequence
 
 import psutil
 
@@ -12,28 +13,20 @@ from embark.servers.processes import ServersError
 CHOSEN_FROM = range(10_000, 20_000)
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nothing uses now, by chance, so that two who ask get two.
+def free_port(addresses: Sequence[str] = ("127.0.0.1",), besides: Collection[int] = ()) -> int:
+    """A port that nothing uses now on any of `addresses`, none of `besides`; by chance, so that two who ask get two.
 
     Raises:
         ServersError: nearly all are taken.
     """
     for _ in range(1000):
         port = secrets.choice(CHOSEN_FROM)
-        if is_free(["127.0.0.1"], port):
-            return port
-    raise ServersError(f"no port of 127.0.0.1 from {CHOSEN_FROM[0]} to {CHOSEN_FROM[-1]} is free")
-
-
-def free_port_of_all(addresses: list[str], besides: set[int]) -> int:
-    """A port that is free on each of `addresses`, and none of `besides`."""
-    while True:
-        port = free_port()
         if port not in besides and is_free(addresses, port):
             return port
+    raise ServersError(f"no port of {', '.join(addresses)} from {CHOSEN_FROM[0]} to {CHOSEN_FROM[-1]} is free")
 
 
-def is_free(addresses: list[str], port: int) -> bool:
+def is_free(addresses: Sequence[str], port: int) -> bool:
     """Whether a server could listen on that port of each of `addresses`."""
     return all(_refusal(address, port) is None for address in addresses)
 

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from embark.servers import free_port, java
 from embark.servers.cassandra import READY_SECONDS, Node
-from embark.servers.ports import free_port_of_all
 from tests.feast_universal.outcomes import VERDICTS, Result, count, read_results
 
 
@@ -121,7 +120,7 @@ def running_cassandra(state: Path) -> Iterator[Node]:
         node=1,
         address="127.0.0.1",
         port=port,
-        storage_port=free_port_of_all(["127.0.0.1"], besides={port}),
+        storage_port=free_port(besides={port}),
         nodes=1,
         folder=state / "cassandra",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
@@ -238,3 +239,8 @@ class ScriptedRetina:
         if not script:
             return Outcome(content_hash=content_hash(key.encode()))
         return script.pop(0) if len(script) > 1 else script[0]
+
+
+def told_by_kfc(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What KFC itself logged: kafka-python, for one, warns when the machine stands still."""
+    return [each.message for each in caplog.records if each.name.startswith("materializer.")]

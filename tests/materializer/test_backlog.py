@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from materializer.backlog import Backlog, Waiting, measure
 from materializer.messages import Topics
 from materializer.metrics import WorkerMetrics
-from tests.materializer.fakes import PARTITIONS, START, FakeClock, FakeKafka
+from tests.materializer.fakes import PARTITIONS, START, FakeClock, FakeKafka, told_by_kfc
 
 TOPICS = Topics(live="requests")
 NAMES = (TOPICS.live, TOPICS.bulk, TOPICS.retry)
@@ -121,7 +121,7 @@ def test_an_outage_of_kafka_is_told_and_ends_by_itself(kafka: FakeKafka, caplog:
         down.clear()
         wait_until(lambda: lag() == 3.0)
         wait_until(lambda: told("kfc_stalled", on="kafka") == 0.0)
-    assert [r.message.split(":")[0] for r in caplog.records if r.name == "materializer.backlog"] == [
+    assert [message.split(":")[0] for message in told_by_kfc(caplog)] == [
         "Kafka does not tell how many requests wait",
         "Kafka answers again",
     ]

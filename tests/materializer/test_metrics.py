@@ -12,7 +12,7 @@ from feature_repo.session import StoreUnavailable
 from materializer.archive import ArchiveUnavailable
 from materializer.metrics import CAUSES, Cause, WorkerMetrics
 from materializer.outage import cause_of
-from tests.materializer.fakes import START
+from tests.materializer.fakes import START, told_by_kfc
 from tests.materializer.test_worker import EMBEDDED, IMAGE, NOT_FOUND, TEXT, TIMEOUT, TOPICS, Kitchen
 
 DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -100,7 +100,7 @@ def test_what_a_worker_waits_for_is_told_while_it_waits(
     assert seen[0] == seen[-1] == well
     assert well | {cause: 1.0} in seen
     assert cause_of(error) == cause
-    first, last = (r.message for r in caplog.records if r.name == "materializer.outage")
+    first, last = told_by_kfc(caplog)
     assert first.startswith(f"{cause}: 1 requests wait 0.5 s, then try 2: ")
     assert last == f"{cause}: at try 2 the outage is over, 1 requests go on"
 
